@@ -1,0 +1,96 @@
+package api
+
+import "time"
+
+// Status is the truth about everything, from memory.
+type Status struct {
+	Version string  `json:"version"`
+	Groups  []Group `json:"groups"`
+	// Error says why the groups could not be asked (client only); they are then the
+	// last that were known.
+	Error string `json:"error,omitempty"`
+}
+
+// GroupState is the state of a group as a whole.
+type GroupState string
+
+const (
+	GroupNormal         GroupState = "normal"          // every member serves or stands by
+	GroupDegraded       GroupState = "degraded"        // two or more serve, some member does not
+	GroupSole           GroupState = "sole"            // exactly one serves, of several
+	GroupStandbyServing GroupState = "standby_serving" // no active member is left; standbys serve
+	GroupLost           GroupState = "lost"            // nobody serves
+)
+
+// MemberState is the state of a member.
+type MemberState string
+
+const (
+	MemberActive   MemberState = "active"   // serves
+	MemberStandby  MemberState = "standby"  // in step, serves when no active member is left
+	MemberProbing  MemberState = "probing"  // is being reached, or has stopped answering
+	MemberSyncing  MemberState = "syncing"  // is brought in step with the catalog
+	MemberDraining MemberState = "draining" // finishes what it has, takes nothing new
+	MemberDown     MemberState = "down"     // away; recovery goes on
+	MemberFailed   MemberState = "failed"   // away for good, until Reason is mended
+)
+
+// Member roles.
+const (
+	RoleActive  = "active"
+	RoleStandby = "standby"
+)
+
+// Group is a group and its members.
+type Group struct {
+	Name      string     `json:"name"`
+	State     GroupState `json:"state"`
+	Primary   string     `json:"primary"` // "" when lost
+	MinCopies int        `json:"min_copies"`
+	Keys      int        `json:"keys"` // living versions in the catalog
+	Members   []Member   `json:"members"`
+}
+
+// Member is one HSM of a group.
+type Member struct {
+	Name             string      `json:"name"`
+	Driver           string      `json:"driver"`
+	Role             string      `json:"role"`
+	State            MemberState `json:"state"`
+	CKR              string      `json:"ckr"` // the last failure, CKR_OK when healthy
+	Since            time.Time   `json:"since"`
+	Reason           string      `json:"reason"`
+	InFlight         int         `json:"in_flight"`
+	Commands         uint64      `json:"commands"`
+	Errors           uint64      `json:"errors"`
+	LatencyP50       int64       `json:"latency_p50_us"` // microseconds, of recent commands
+	LatencyP99       int64       `json:"latency_p99_us"`
+	Keys             int         `json:"keys"`    // known to be on it
+	Missing          int         `json:"missing"` // known to be not on it, but should be
+	RecoveryAttempts int         `json:"recovery_attempts"`
+	NextRecovery     *time.Time  `json:"next_recovery"`
+	DriverPID        int         `json:"driver_pid"` // 0 when no process runs
+	Token            Token       `json:"token"`
+}
+
+// Token describes the token of a member, as it says itself.
+type Token struct {
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer"`
+	Model        string `json:"model"`
+	Firmware     string `json:"firmware"`
+}
+
+// Event is something that happened to a group, a member or a key.
+type Event struct {
+	Time   time.Time `json:"time"`
+	Type   string    `json:"type"` // "member", "group", "key"
+	Group  string    `json:"group,omitempty"`
+	Member string    `json:"member,omitempty"`
+	Key    string    `json:"key,omitempty"`
+	From   string    `json:"from,omitempty"` // the state before
+	To     string    `json:"to,omitempty"`   // the state after, or what was done to a key
+	CKR    string    `json:"ckr,omitempty"`
+	Cause  string    `json:"cause,omitempty"`
+}
