@@ -1,0 +1,52 @@
+# make help lists what there is.
+
+DRIVERS := softhsm
+BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
+GO      := go
+FLAGS   := -trimpath
+
+.PHONY: help build demo test lint unit e2e fuzz bench proto deps clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## kmsd and its drivers, in bin/
+	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/kmsd ./cmd/kmsd
+	CGO_ENABLED=1 $(GO) build $(FLAGS) -o bin/ $(addprefix ./plugins/,$(DRIVERS))
+	@for d in $(DRIVERS); do mv -f bin/$$d bin/kmsd-driver-$$d; done
+
+demo: deps build ## three tokens, a failover, a re-key: what survived, in numbers
+	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/tde-demo ./examples/tde/demo
+	bin/tde-demo --bin bin
+
+test: deps lint unit e2e ## everything that has to pass: lint, race tests, end to end on SoftHSM
+
+lint: ## gofmt, vet, staticcheck
+	.ci/lint
+
+unit: deps ## every package with the race detector
+	CGO_ENABLED=0 $(GO) build ./cmd/kmsd ./kms ./kms/client
+	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e$$')
+
+e2e: deps ## real tokens, real processes, real signals
+	$(GO) test -count=1 -timeout 20m ./e2e/
+
+fuzz: ## ten seconds of every fuzz target
+	@$(GO) list -f '{{$$d := .ImportPath}}{{range .TestGoFiles}}{{$$d}} {{end}}{{range .XTestGoFiles}}{{$$d}} {{end}}' ./... | tr ' ' '\n' | sort -u | grep . | while read -r p; do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime 10s $$p || exit 1; \
+	  done; \
+	done
+
+bench: ## every benchmark, once
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v '/e2e$$')
+
+proto: ## the generated code of the driver contract
+	.ci/install protobuf-compiler
+	$(GO) generate ./pluginproto/...
+
+deps:
+	@.ci/install softhsm2 opensc
+
+clean: ## forget what was built
+	rm -rf bin
