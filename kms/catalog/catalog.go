@@ -53,11 +53,12 @@ const (
 )
 
 // Intent says that an operation on one identity has begun. While it stands, the
-// identity may be on any member, or on none.
+// identity may be on any member, or on none. Its record's ID is the key's name and
+// the version's number, so that two operations never make the same version.
 type Intent struct {
 	Rev uint64 `json:"-"`
 
-	Identity string    `json:"identity"` // the record's ID: one operation at a time on an identity
+	Identity string    `json:"identity"`
 	Op       IntentOp  `json:"op"`
 	Group    string    `json:"group"`
 	Key      string    `json:"key"`

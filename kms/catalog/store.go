@@ -15,6 +15,24 @@ var (
 	ErrConflict = errors.New("the record was changed meanwhile")
 	// ErrInUse: another process has the store. The text says which.
 	ErrInUse = errors.New("the catalog is in use by another process")
+	// ErrSchema: it was written by a newer kmsd, in a form that this one does not
+	// know. The text names the form.
+	ErrSchema = errors.New("the catalog has an unknown form")
+	// ErrDamaged: what was read is not what was written.
+	ErrDamaged = errors.New("the catalog is damaged")
+	// ErrTooLarge: a record or its ID is over its limit. Nothing was changed.
+	ErrTooLarge = errors.New("the record is too large")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("the catalog is closed")
+)
+
+// Limits that every Store keeps.
+const (
+	MaxID    = 512     // bytes of a record's ID, at least 1
+	MaxValue = 1 << 20 // bytes of a record's value; an etcd request holds 1.5 MiB
+	// BatchSize is how many records a caller should give to one Apply when they
+	// could as well be written one by one. etcd takes 128 by default.
+	BatchSize = 100
 )
 
 // Kind is a family of records.
@@ -30,8 +48,11 @@ const (
 type Record struct {
 	Kind  Kind
 	ID    string
-	Rev   uint64 // of the store when the record was last written; 0 means it does not exist
+	Rev   uint64 // of the store when the record was last written, from 1; 0 means it does not exist
 	Value []byte // JSON; nil deletes
+	// Keep makes a change a mere condition: the record must be at Rev, and stays as
+	// it is. Value is not looked at.
+	Keep bool
 }
 
 // Store keeps records durably. It is all that a back end implements; what the
@@ -43,10 +64,14 @@ type Store interface {
 	// than after, in the order of their IDs, as they were at one moment.
 	List(ctx context.Context, kind Kind, prefix, after string) iter.Seq2[Record, error]
 	// Apply writes all of the records or none, each only if the store holds it at
-	// Rev (0: not at all), and returns the new revision. When Apply returns nil the
-	// change survives a crash.
+	// Rev (0: not at all), and returns the new revision, which is the Rev of each of
+	// them from now on. A record may be named once. When Apply returns nil the change
+	// survives a crash. After ErrConflict, ErrTooLarge, ErrClosed or the error of a
+	// context that ended, nothing was changed; after any other error the change may
+	// have been made.
 	Apply(ctx context.Context, changes ...Record) (uint64, error)
-	// Rev is the revision of the last Apply that succeeded.
+	// Rev is the revision of the last Apply that succeeded, 0 at first.
 	Rev(ctx context.Context) (uint64, error)
+	// Close waits for what has begun.
 	Close() error
 }
