@@ -94,3 +94,20 @@ type Event struct {
 	CKR    string    `json:"ckr,omitempty"`
 	Cause  string    `json:"cause,omitempty"`
 }
+
+// Readiness says whether keys can be used right now, and where. It comes from
+// memory and never waits for an HSM.
+type Readiness struct {
+	// Ready is true when a wrap and unwrap round trip succeeded on at least one
+	// member in the last few seconds.
+	Ready   bool              `json:"ready"`
+	Members []MemberReadiness `json:"members"`
+}
+
+// MemberReadiness is the last round trip on one member.
+type MemberReadiness struct {
+	Group  string    `json:"group"`
+	Member string    `json:"member"`
+	OK     bool      `json:"ok"`
+	Last   time.Time `json:"last,omitzero"` // when a round trip last succeeded; zero: never yet
+}

@@ -1,0 +1,73 @@
+package api
+
+// The bodies of HTTP requests and answers that are not a parameter or a result of
+// [Service] themselves. Both ends use them, so that they cannot disagree.
+
+// CreateBody asks for a new key.
+type CreateBody struct {
+	Name string `json:"name"`
+	KeyOptions
+}
+
+// ItemsBody asks for one wrap, unwrap or rewrap, or for many: either the fields of
+// Item are set or Items is.
+type ItemsBody struct {
+	Item
+	Items []Item `json:"items,omitempty"` // at most MaxItems
+}
+
+// DataKeysBody asks for one data key or for many.
+type DataKeysBody struct {
+	DataKeyBody
+	Items []DataKeyBody `json:"items,omitempty"` // at most MaxItems
+}
+
+// ResultsBody answers an ItemsBody or a DataKeysBody in its own form: the fields
+// of Result, or Items in the order of the question. Error is set in items only.
+type ResultsBody struct {
+	Result
+	Items []Result `json:"items,omitempty"`
+}
+
+// VersionBody answers a rotation.
+type VersionBody struct {
+	Version int `json:"version"`
+}
+
+// ValidBody answers a verify-signature.
+type ValidBody struct {
+	Valid bool `json:"valid"`
+}
+
+// PlaintextBody answers a decrypt.
+type PlaintextBody struct {
+	Plaintext []byte `json:"plaintext"`
+}
+
+// RandomBody answers a request for random bytes.
+type RandomBody struct {
+	Random []byte `json:"random"`
+}
+
+// ErrorBody is the body of every answer whose HTTP status is not 200.
+type ErrorBody struct {
+	Error *Error `json:"error"`
+}
+
+// TimeoutHeader is the request header in which a client says how long it will
+// wait, as a Go duration. It can only shorten the 30 seconds that a request has.
+const TimeoutHeader = "X-Kmsd-Timeout"
+
+// RequestIDHeader names a request in the answer, in errors, in the log and in the
+// audit log. A client may choose the value: 1 to 64 of a-z A-Z 0-9 . _ -.
+const RequestIDHeader = "X-Request-Id"
+
+// Limits of a request.
+const (
+	MaxNameLen   = 128      // bytes of a key's name
+	MaxPlaintext = 64 << 10 // bytes that can be wrapped at once
+	MaxItems     = 1000     // of one batch
+	MaxDataKey   = 1024     // bytes of one data key
+	MaxRandom    = 64 << 10 // random bytes at once
+	MaxPage      = 1000     // keys of one page
+)
