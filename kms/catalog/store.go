@@ -3,7 +3,9 @@ package catalog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
+	"slices"
 )
 
 // Errors of a Store.
@@ -44,6 +46,9 @@ const (
 	KindTombstone Kind = "tombstone"
 )
 
+// Kinds lists every kind, in no meaningful order.
+func Kinds() []Kind { return []Kind{KindKey, KindIntent, KindTombstone} }
+
 // Record is one record as a Store sees it: bytes with a revision.
 type Record struct {
 	Kind  Kind
@@ -74,4 +79,41 @@ type Store interface {
 	Rev(ctx context.Context) (uint64, error)
 	// Close waits for what has begun.
 	Close() error
+}
+
+// CheckChanges returns what is wrong with the arguments of Apply in themselves.
+// Every Store calls it first.
+func CheckChanges(changes []Record) error {
+	type name struct {
+		kind Kind
+		id   string
+	}
+	seen := make(map[name]bool, len(changes))
+	for _, r := range changes {
+		if err := CheckID(r.Kind, r.ID); err != nil {
+			return err
+		}
+		if len(r.Value) > MaxValue {
+			return fmt.Errorf("%s %q has %d bytes, at most %d are allowed: %w", r.Kind, r.ID, len(r.Value), MaxValue, ErrTooLarge)
+		}
+		n := name{r.Kind, r.ID}
+		if seen[n] {
+			return fmt.Errorf("%s %q is named twice in one change", r.Kind, r.ID)
+		}
+		seen[n] = true
+	}
+	return nil
+}
+
+// CheckID returns what is wrong with the name of a record.
+func CheckID(kind Kind, id string) error {
+	switch {
+	case !slices.Contains(Kinds(), kind):
+		return fmt.Errorf("unknown kind of record %q", kind)
+	case id == "":
+		return fmt.Errorf("a %s without an ID", kind)
+	case len(id) > MaxID:
+		return fmt.Errorf("the ID of a %s has %d bytes, at most %d are allowed: %w", kind, len(id), MaxID, ErrTooLarge)
+	}
+	return nil
 }
