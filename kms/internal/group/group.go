@@ -11,14 +11,40 @@ package group
 
 import (
 	"context"
+	"sync"
+	"time"
 
 	"kmsd/kms/api"
 	"kmsd/pluginproto"
 )
 
+// startWait is how long Start waits for the first attempts.
+const startWait = 10 * time.Second
+
 // Group is a group of HSMs. All methods may be called concurrently.
 type Group struct {
-	cfg Config
+	cfg     Config
+	members []*member          // in the order of the configuration
+	byName  map[string]*member // :: name → member
+	lease   chan struct{}      // holds one token while somebody has the lease
+	told    chan struct{}      // wakes announce
+	quiet   chan struct{}      // closed when no event can come any more
+
+	ctx   context.Context // ends with Close; every link's is made from it
+	stop  context.CancelFunc
+	tasks sync.WaitGroup // owners, watchers and calls to drivers
+	heard sync.WaitGroup // announce
+
+	mu       sync.Mutex // guards what follows and all of member; held for moments, never over a call
+	started  bool
+	closed   bool
+	state    api.GroupState
+	lossTold bool          // somebody was told of the present loss of all members
+	changed  chan struct{} // closed and replaced when a member's state changes
+	turn     int           // where the next round robin begins
+	hedge    hedger
+	keys     int
+	events   []api.Event
 }
 
 // New makes a group. It does nothing until Start.
@@ -27,60 +53,74 @@ func New(cfg Config) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Group{cfg: cfg}, nil
+	g := &Group{
+		cfg:     cfg,
+		byName:  make(map[string]*member, len(cfg.Members)),
+		lease:   make(chan struct{}, 1),
+		told:    make(chan struct{}, 1),
+		quiet:   make(chan struct{}),
+		state:   api.GroupLost,
+		changed: make(chan struct{}),
+		hedge:   newHedger(cfg.ProbeInterval),
+	}
+	for i, mc := range cfg.Members {
+		m := &member{
+			index: i, cfg: mc, kick: make(chan struct{}, 1),
+			state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: "not connected yet",
+		}
+		g.members = append(g.members, m)
+		g.byName[mc.Name] = m
+	}
+	return g, nil
 }
 
 // Start connects all members and returns when each has had its first attempt, or
 // after 10 s, with whatever is there, even nothing: a member that is absent is
 // recovered like any other. The group lives until Close; ctx ends only the wait.
-func (g *Group) Start(ctx context.Context) error { return nil }
+func (g *Group) Start(ctx context.Context) error {
+	g.mu.Lock()
+	if g.started || g.closed {
+		g.mu.Unlock()
+		return ErrClosed
+	}
+	g.started = true
+	g.ctx, g.stop = context.WithCancel(context.WithoutCancel(ctx))
+	g.heard.Go(g.announce)
+	var pending sync.WaitGroup
+	for _, m := range g.members {
+		pending.Add(1)
+		g.tasks.Go(func() { g.own(m, sync.OnceFunc(pending.Done)) })
+	}
+	g.mu.Unlock()
+	attempted := make(chan struct{})
+	g.tasks.Go(func() {
+		defer close(attempted)
+		pending.Wait()
+	})
+
+	late := time.NewTimer(startWait)
+	defer late.Stop()
+	select {
+	case <-attempted:
+		return nil
+	case <-late.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Close stops the group, kills its drivers and waits for all that it started.
-func (g *Group) Close() {}
-
-// Do runs a command on the least busy member, and on another one when that fails.
-func (g *Group) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Result, error) {
-	return pluginproto.Result{}, ErrLost
+func (g *Group) Close() {
+	g.mu.Lock()
+	first := g.started && !g.closed
+	g.closed = true
+	g.mu.Unlock()
+	if !first {
+		return
+	}
+	g.stop()
+	g.tasks.Wait()
+	close(g.quiet)
+	g.heard.Wait()
 }
-
-// Lease takes the group's key management for the caller alone. release may be
-// called more than once.
-func (g *Group) Lease(ctx context.Context) (release func(), err error) { return func() {}, nil }
-
-// OnPrimary runs fn on the primary, and on the next member when the member it ran
-// on fails with ClassMember. It returns the member on which fn succeeded. An
-// abandoned call may yet have its effect on the member that failed, so fn should
-// name what it makes anew each time it is called.
-func (g *Group) OnPrimary(ctx context.Context, fn func(ctx context.Context, m Member) error) (member string, err error) {
-	return "", ErrLost
-}
-
-// OnEach runs fn on each of the named members, or on all that are in step when
-// names is nil, in parallel. The answer has an entry for each of them, nil when fn
-// succeeded; a member that is not in step has [ErrNotInStep].
-func (g *Group) OnEach(ctx context.Context, names []string, fn func(ctx context.Context, m Member) error) map[string]error {
-	return nil
-}
-
-// Names returns all members, in the order of the configuration.
-func (g *Group) Names() []string { return nil }
-
-// InStep returns the members that hold what they should, active and standby, the
-// primary first.
-func (g *Group) InStep() []Member { return nil }
-
-// Member returns one member that is in step, else [ErrNotInStep] or [ErrUnknownMember].
-func (g *Group) Member(name string) (Member, error) { return nil, ErrUnknownMember }
-
-// Recover makes an attempt to bring a member back now and returns how it ended.
-// When an attempt is under way it joins that one.
-func (g *Group) Recover(ctx context.Context, name string) error { return ErrUnknownMember }
-
-// SetHeld notes how many keys a member is known to hold and to lack, for Status.
-func (g *Group) SetHeld(member string, keys, missing int) {}
-
-// SetKeys notes how many keys there are, for Status.
-func (g *Group) SetKeys(keys int) {}
-
-// Status returns the truth about the group, from memory.
-func (g *Group) Status() api.Group { return api.Group{} }

@@ -1,0 +1,259 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+const (
+	// badProbesAllowed is how many probes in a row may end with an answer that is
+	// no success before the member is lost for it.
+	badProbesAllowed = 3
+	// lastBreath is how long a killed driver may take to be gone before a new one
+	// is started beside it.
+	lastBreath = time.Second
+)
+
+// errSilent ends the stint of a member that has stopped answering.
+var errSilent = &pluginproto.Error{
+	Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError,
+	Op: "waiting for an answer", Msg: "the member has stopped answering",
+}
+
+// member is one configured member. All but the first three fields are guarded by
+// Group.mu.
+type member struct {
+	index int
+	cfg   MemberConfig
+	kick  chan struct{} // wakes the owner for an attempt
+
+	state  api.MemberState
+	since  time.Time
+	reason string // why it does not serve; "" when it does
+	ckr    uint
+	link   *link // nil when no driver runs
+
+	attempts int            // to bring it back, since it was lost
+	nextTry  time.Time      // zero: none is planned
+	lostAt   time.Time      // when its last link was dropped; zero: never
+	waiting  []chan<- error // callers of Recover
+	commands uint64
+	errors   uint64
+	times    latency
+	token    pluginproto.TokenInfo
+	held     int
+	missing  int
+}
+
+// link is one connection to a member's driver, from Connect to Kill.
+type link struct {
+	m      *member
+	conn   Conn
+	token  pluginproto.TokenInfo
+	ctx    context.Context // ends when the link is dropped, with the cause
+	cancel context.CancelCauseFunc
+	again  chan struct{} // tells the owner that the member answers again
+	writes chan struct{} // holds one token while a call changes keys on the token
+
+	// The rest is guarded by Group.mu.
+	dropped  bool
+	entered  bool // it has been in the group
+	stint    stint
+	inFlight int       // commands
+	load     int       // their cost, and that of rare calls
+	owes     time.Time // since when no answer came though one is due; zero: none is due
+	due      int       // commands and probes that have not returned
+	heard    time.Time // last answer of any kind
+	good     time.Time // last success of a command or probe
+	silentAt time.Time // when the last stint ended
+	probing  bool      // a probe is under way
+	bad      int       // probes in a row that failed
+}
+
+// stint is the time from the moment a link is taken to be sound until it falls
+// silent or is dropped. What waits for an answer waits no longer than that.
+type stint struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+func newStint(l *link) stint {
+	ctx, cancel := context.WithCancelCause(l.ctx)
+	return stint{ctx, cancel}
+}
+
+func (g *Group) newLink(m *member, conn Conn, token pluginproto.TokenInfo) *link {
+	now := time.Now()
+	l := &link{
+		m: m, conn: conn, token: token,
+		again:  make(chan struct{}, 1),
+		writes: make(chan struct{}, 1),
+		heard:  now, good: now,
+	}
+	l.ctx, l.cancel = context.WithCancelCause(g.ctx)
+	l.stint = newStint(l)
+	return l
+}
+
+// drop ends a link, once, whoever notices first that it is no good. What waits
+// on it is told at once; its watcher kills the driver and its owner starts anew.
+func (g *Group) drop(l *link, cause error) {
+	g.mu.Lock()
+	first := !l.dropped
+	if first {
+		l.dropped = true
+		l.m.link = nil
+		l.m.lostAt = time.Now()
+		g.moveLocked(l.m, lossOf(cause), cause)
+	}
+	g.mu.Unlock()
+	if first {
+		l.cancel(cause)
+	}
+}
+
+// watch looks after a link until it is dropped, then kills the driver.
+func (g *Group) watch(l *link) {
+	tick := time.NewTicker(min(max(g.cfg.ProbeInterval/8, time.Millisecond), 250*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.conn.Done():
+			g.drop(l, &pluginproto.Error{
+				Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError,
+				Op: "watching the driver", Msg: "the driver has ended",
+			})
+		case <-tick.C:
+			g.look(l)
+		case <-l.ctx.Done():
+			l.conn.Kill()
+			gone := time.NewTimer(lastBreath)
+			defer gone.Stop()
+			select {
+			case <-l.conn.Done():
+			case <-gone.C:
+			}
+			return
+		}
+	}
+}
+
+// look judges by what a member owes whether it is sound, and probes it in time.
+func (g *Group) look(l *link) {
+	now := time.Now()
+	g.mu.Lock()
+	var owed time.Duration
+	if !l.owes.IsZero() {
+		owed = now.Sub(l.owes)
+	}
+	trusted := l.stint.ctx.Err() == nil
+	switch {
+	case l.dropped:
+		g.mu.Unlock()
+		return
+	case owed >= g.cfg.CommandTimeout && now.Sub(lastHeard(l.conn)) >= g.cfg.CommandTimeout:
+		g.mu.Unlock()
+		g.drop(l, &pluginproto.Error{
+			Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "waiting for an answer",
+			Msg: fmt.Sprintf("the member has not answered for %v", g.cfg.CommandTimeout),
+		})
+		return
+	case trusted && owed >= g.cfg.ProbeInterval:
+		l.silentAt = now
+		g.moveLocked(l.m, silent, errSilent)
+		l.stint.cancel(errSilent)
+	case !trusted && l.heard.After(l.silentAt) && len(l.writes) == 0:
+		// A call that changes keys and was abandoned has ended, so what the member
+		// holds stays as it is found.
+		wake(l.again)
+	}
+	probe := !l.probing && (!trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/4)
+	if probe {
+		l.probing = true
+		g.oweLocked(l, now)
+		g.tasks.Go(func() { g.probe(l) })
+	}
+	g.mu.Unlock()
+}
+
+// lastHeard is when a heartbeat or an answer came in, as far as the Conn can tell.
+func lastHeard(c Conn) time.Time {
+	if h, ok := c.(hearer); ok {
+		return h.LastHeard()
+	}
+	return time.Time{}
+}
+
+// probe has the token do a real operation. It has all the time until the link is
+// dropped: while it is out, the member owes an answer.
+func (g *Group) probe(l *link) {
+	_, err := l.conn.Do(l.ctx, pluginproto.Command{Op: pluginproto.OpProbe})
+	class := pluginproto.ClassOf(err)
+	g.mu.Lock()
+	l.probing = false
+	g.answerLocked(l, time.Now(), err)
+	switch {
+	case err == nil:
+		l.bad = 0
+	case class != pluginproto.ClassBusy:
+		l.bad++
+	}
+	bad := class == pluginproto.ClassMember || l.bad >= badProbesAllowed
+	g.mu.Unlock()
+	if bad && l.ctx.Err() == nil {
+		g.drop(l, fmt.Errorf("probing: %w", err))
+	}
+}
+
+// oweLocked notes that something was asked of a member that it has to answer.
+func (g *Group) oweLocked(l *link, now time.Time) {
+	l.due++
+	if l.owes.IsZero() {
+		l.owes = now
+	}
+}
+
+// answerLocked notes that a command or probe has returned. Only what the driver
+// itself said is an answer: a call given up by its caller leaves the debt, and the
+// next probe finds out.
+func (g *Group) answerLocked(l *link, now time.Time, err error) {
+	l.due--
+	if !fromDriver(err) {
+		return
+	}
+	if err == nil {
+		l.good = now
+	}
+	l.heardLocked(now)
+}
+
+// heardLocked notes a sign of life: what is still due is owed from now on.
+func (l *link) heardLocked(now time.Time) {
+	l.heard = now
+	l.owes = time.Time{}
+	if l.due > 0 {
+		l.owes = now
+	}
+}
+
+// fromDriver reports whether a call's outcome came from the other side.
+func fromDriver(err error) bool {
+	if err == nil {
+		return true
+	}
+	var e *pluginproto.Error
+	return errors.As(err, &e) || (!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded))
+}
+
+// wake puts a token into a channel of one, unless there is one already.
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
