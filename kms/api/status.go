@@ -82,10 +82,14 @@ type Token struct {
 	Firmware     string `json:"firmware"`
 }
 
+// EventDropped is the type of the event that a reader gets in place of those that
+// it was too slow for. Its cause says how many.
+const EventDropped = "dropped"
+
 // Event is something that happened to a group, a member or a key.
 type Event struct {
 	Time   time.Time `json:"time"`
-	Type   string    `json:"type"` // "member", "group", "key"
+	Type   string    `json:"type"` // "member", "group", "key", or EventDropped
 	Group  string    `json:"group,omitempty"`
 	Member string    `json:"member,omitempty"`
 	Key    string    `json:"key,omitempty"`
