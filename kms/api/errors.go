@@ -25,6 +25,15 @@ const (
 	CodeInternal           Code = "internal"
 )
 
+// Codes returns the whole set.
+func Codes() []Code {
+	return []Code{
+		CodeBadRequest, CodeUnauthenticated, CodeDenied, CodeNotFound, CodeExists, CodeState, CodeWrongKey, CodeCorrupt,
+		CodeTooLarge, CodeRateLimited, CodeInsufficientCopies, CodeGroupLost, CodeMemberFailed, CodeDeadline,
+		CodeUnavailable, CodeInternal,
+	}
+}
+
 // The sentinels, for errors.Is. Each matches every Error of its code.
 var (
 	ErrBadRequest         = &Error{Code: CodeBadRequest}         // the request is not well formed

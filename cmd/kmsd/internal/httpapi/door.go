@@ -1,0 +1,286 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"kmsd/kms/api"
+)
+
+// call is a request on its way through the door: what an action may know of it,
+// and what the audit log will be told.
+type call struct {
+	service Service
+	caller  Caller
+	request *http.Request // for path values
+	params  params
+	record  Record // an action fills in Version, Items, Failed, Group, AllowDegraded
+}
+
+// key is the name in the path, checked.
+func (c *call) key() string { return c.record.Key }
+
+// may says whether the caller may do the action on a key that the path does not
+// name, for filtering lists.
+func (c *call) may(action, key string) bool { return c.caller.May(action, key) }
+
+// serve is the door. Every route that is not public passes it: authenticate,
+// authorise, decode, act, audit, answer, in this order.
+func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
+	c := &call{service: h.cfg.Service, request: r, record: Record{
+		Time:      time.Now(),
+		RequestID: w.Header().Get(api.RequestIDHeader),
+		Action:    rt.action,
+		Remote:    r.RemoteAddr,
+	}}
+	ctx, cancel, err := h.deadline(rt, r)
+	defer cancel()
+	var answer any
+	if err == nil {
+		answer, err = h.run(ctx, rt, c, w, r)
+	}
+	if s, ok := answer.(eventStream); ok && err == nil {
+		h.serveStream(c, s, w, r)
+		return
+	}
+	out := buffers.Get().(*bytes.Buffer)
+	defer giveBack(out)
+	if err == nil {
+		err = encode(out, answer)
+		wipe(answer)
+	}
+	if e := h.audit(ctx, c, err); e != nil {
+		h.answerError(w, statusOf(e.Code), e)
+		return
+	}
+	h.answer(w, http.StatusOK, out.Bytes())
+}
+
+// deadline gives the request the time it may take: that of the configuration, or
+// less if the client says so. A stream has no end.
+func (h *Handler) deadline(rt *route, r *http.Request) (context.Context, context.CancelFunc, error) {
+	timeout := h.cfg.Limits.Timeout
+	if s := r.Header.Get(api.TimeoutHeader); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d <= 0 {
+			return r.Context(), func() {}, badRequest("header " + api.TimeoutHeader + " wants a duration like 5s")
+		}
+		timeout = min(timeout, d)
+	}
+	if rt.stream {
+		return r.Context(), func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	return ctx, cancel, nil
+}
+
+// run does all that can fail before the audit.
+func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWriter, r *http.Request) (any, error) {
+	if err := h.authenticate(ctx, c, r); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.params, err = parseQuery(r.URL.RawQuery, rt.query); err != nil {
+		return nil, err
+	}
+	if err := c.nameKey(rt); err != nil {
+		return nil, err
+	}
+	if rt.keyIn == nil {
+		if err := c.authorise(rt); err != nil {
+			return nil, err
+		}
+	}
+	req, err := h.decode(rt, w, r)
+	if err != nil {
+		return nil, err
+	}
+	if rt.keyIn != nil { // the body says which key it is about
+		if err := c.setKey(rt.keyIn(req)); err != nil {
+			return nil, err
+		}
+		if err := c.authorise(rt); err != nil {
+			return nil, err
+		}
+	}
+	return h.act(ctx, rt, c, req)
+}
+
+func (h *Handler) authenticate(ctx context.Context, c *call, r *http.Request) error {
+	cr := credentialsOf(r)
+	if cr.PeerUID >= 0 {
+		c.record.Remote = "unix:" + strconv.Itoa(cr.PeerUID)
+	}
+	caller, err := h.cfg.Auth.Authenticate(ctx, cr)
+	if err != nil {
+		if limited := h.rates.take(""); limited != nil {
+			return limited
+		}
+		e := api.NewError(api.CodeUnauthenticated, err.Error(), err)
+		e.Hint = "send a token as \"Authorization: Bearer TOKEN\", or use a client certificate"
+		return e
+	}
+	c.caller = caller
+	c.record.Principal = caller.Name()
+	return h.rates.take(caller.Name())
+}
+
+// nameKey finds the names in the path.
+func (c *call) nameKey(rt *route) error {
+	if rt.hasKey {
+		return c.setKey(c.request.PathValue("name"))
+	}
+	c.record.Group, c.record.Member = clip(c.request.PathValue("group")), clip(c.request.PathValue("member"))
+	return nil
+}
+
+// setKey takes only a well-formed name, so that no other text gets into policies
+// and logs.
+func (c *call) setKey(name string) error {
+	if err := api.CheckName(name); err != nil {
+		return err
+	}
+	c.record.Key = name
+	return nil
+}
+
+// authorise asks for the key that the route is about. A list is about the names
+// under its prefix; its action leaves out what the caller may not list.
+func (c *call) authorise(rt *route) error {
+	subject := c.record.Key
+	if rt.subject != "" {
+		subject = c.params.text(rt.subject)
+	}
+	if c.caller.May(rt.action, subject) {
+		return nil
+	}
+	on := ""
+	if subject != "" {
+		on = " on " + clip(subject)
+	}
+	e := api.NewError(api.CodeDenied, fmt.Sprintf("no policy of %s allows %s%s", c.caller.Name(), rt.action, on), nil)
+	return e
+}
+
+func (h *Handler) decode(rt *route, w http.ResponseWriter, r *http.Request) (any, error) {
+	in := buffers.Get().(*bytes.Buffer)
+	defer giveBack(in)
+	if r.ContentLength != 0 {
+		if err := readBody(w, r, rt.maxBody, in); err != nil {
+			return nil, err
+		}
+	}
+	return rt.decode(in.Bytes())
+}
+
+// act calls the route's action. A panic ends this request and nothing else.
+func (h *Handler) act(ctx context.Context, rt *route, c *call, req any) (answer any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.cfg.Logger.Error("an action panicked", "request_id", c.record.RequestID, "action", rt.action,
+				"type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			answer, err = nil, fmt.Errorf("panic in action %s", rt.action)
+		}
+	}()
+	return rt.act(ctx, c, req)
+}
+
+// audit records how the request ended and returns the error to answer with, nil
+// when it went well. If the record cannot be written, nothing may be released.
+func (h *Handler) audit(ctx context.Context, c *call, err error) *api.Error {
+	c.record.Duration = time.Since(c.record.Time)
+	c.record.Outcome = "ok"
+	var e *api.Error
+	if err != nil {
+		e = errorFor(err, c.record.RequestID)
+		c.record.Outcome = string(e.Code)
+		if e.Member != "" {
+			c.record.Member = e.Member
+		}
+		h.log(c, e, err)
+	}
+	if auditErr := h.cfg.Audit.Record(context.WithoutCancel(ctx), c.record); auditErr != nil {
+		h.cfg.Logger.Error("the audit log cannot be written, so the request fails", "request_id", c.record.RequestID, "error", auditErr)
+		e = errorFor(api.NewError(api.CodeInternal, "the audit log cannot be written", auditErr), c.record.RequestID)
+	}
+	return e
+}
+
+func (h *Handler) log(c *call, e *api.Error, cause error) {
+	args := []any{"request_id", c.record.RequestID, "action", c.record.Action, "key", c.record.Key, "code", e.Code, "error", cause}
+	if e.Code == api.CodeInternal {
+		h.cfg.Logger.Error("a request failed", args...)
+		return
+	}
+	h.cfg.Logger.Debug("a request failed", args...)
+}
+
+// buffers hold bodies. They are wiped when they are given back.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+func giveBack(b *bytes.Buffer) {
+	clear(b.Bytes())
+	b.Reset()
+	const keep = 256 << 10 // bytes; the buffer of a huge batch is not kept for small ones
+	if b.Cap() <= keep {
+		buffers.Put(b)
+	}
+}
+
+func encode(out *bytes.Buffer, answer any) error {
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(answer); err != nil {
+		return fmt.Errorf("encoding an answer: %w", err)
+	}
+	return nil
+}
+
+// answer writes a whole answer. A client that is gone is not worth a line.
+func (h *Handler) answer(w http.ResponseWriter, status int, body []byte) {
+	head := w.Header()
+	head.Set("Content-Type", "application/json")
+	head.Set("Content-Length", strconv.Itoa(len(body)))
+	head.Set("Cache-Control", "no-store")
+	head.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// refuse answers a request that does not get as far as a route.
+func (h *Handler) refuse(w http.ResponseWriter, e *api.Error) {
+	h.answerError(w, statusOf(e.Code), e)
+}
+
+func (h *Handler) answerError(w http.ResponseWriter, status int, e *api.Error) {
+	e = errorFor(e, w.Header().Get(api.RequestIDHeader))
+	if e.RetryAfterMS > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt((e.RetryAfterMS+999)/1000, 10))
+	}
+	if e.Code == api.CodeUnauthenticated {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="kmsd"`)
+	}
+	out := buffers.Get().(*bytes.Buffer)
+	defer giveBack(out)
+	_ = encode(out, api.ErrorBody{Error: e}) // an Error is always JSON
+	h.answer(w, status, out.Bytes())
+}
+
+// servePublic answers what everybody may ask.
+func (h *Handler) servePublic(rt publicRoute, w http.ResponseWriter, _ *http.Request) {
+	status, body := rt.answer(h)
+	out := buffers.Get().(*bytes.Buffer)
+	defer giveBack(out)
+	if err := encode(out, body); err != nil {
+		h.refuse(w, errorFor(err, ""))
+		return
+	}
+	h.answer(w, status, out.Bytes())
+}

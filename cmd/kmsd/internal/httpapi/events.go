@@ -1,0 +1,124 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"iter"
+	"net/http"
+	"time"
+
+	"kmsd/kms/api"
+)
+
+// eventStream is the answer of a route that does not end by itself. The door
+// writes it as server-sent events.
+type eventStream struct {
+	events func(ctx context.Context) iter.Seq[api.Event]
+	// show says whether the caller may see an event.
+	show func(api.Event) bool
+}
+
+// follow streams what happens from now on. Events of a key are shown to those who
+// may read it.
+func follow(_ context.Context, c *call, _ none) (eventStream, error) {
+	return eventStream{
+		events: c.service.Events,
+		show:   func(e api.Event) bool { return e.Key == "" || c.may("read", e.Key) },
+	}, nil
+}
+
+// serveStream writes events until the client goes, the handler closes or the
+// service ends them.
+func (h *Handler) serveStream(c *call, s eventStream, w http.ResponseWriter, r *http.Request) {
+	var err error
+	select {
+	case h.streams <- struct{}{}:
+		defer func() { <-h.streams }()
+	default:
+		limited := api.NewError(api.CodeRateLimited, "too many event streams are open", nil)
+		limited.RetryAfterMS = 1000
+		err = limited
+	}
+	if e := h.audit(r.Context(), c, err); e != nil {
+		h.refuse(w, e)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	arrived, ended := pump(ctx, s)
+	defer func() { <-ended }()
+	defer cancel()
+
+	head := w.Header()
+	head.Set("Content-Type", "text/event-stream")
+	head.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	out := sse{w: w, rc: http.NewResponseController(w)}
+	_ = out.rc.SetReadDeadline(time.Time{}) // the server's own is for requests that end
+	if !out.comment("events from now on") {
+		return
+	}
+	beat := time.NewTicker(h.cfg.Heartbeat)
+	defer beat.Stop()
+	for {
+		select {
+		case e, ok := <-arrived:
+			if !ok || !out.event(e) {
+				return
+			}
+		case <-beat.C:
+			if !out.comment("alive") {
+				return
+			}
+		case <-h.closing:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pump runs the iterator in a goroutine of its own, so that heartbeats can go out
+// while nothing happens. It ends, and closes both channels, when ctx does.
+func pump(ctx context.Context, s eventStream) (<-chan api.Event, <-chan struct{}) {
+	arrived, ended := make(chan api.Event), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(arrived)
+		for e := range s.events(ctx) {
+			if !s.show(e) {
+				continue
+			}
+			select {
+			case arrived <- e:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return arrived, ended
+}
+
+// sse writes server-sent events. A method returns false when the client is gone.
+type sse struct {
+	w  http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (s sse) comment(text string) bool { return s.write([]byte(": " + text + "\n\n")) }
+
+func (s sse) event(e api.Event) bool {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return false
+	}
+	return s.write([]byte("event: " + e.Type + "\ndata: " + string(data) + "\n\n"))
+}
+
+// write gives a client ten seconds to take each event.
+func (s sse) write(b []byte) bool {
+	_ = s.rc.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if _, err := s.w.Write(b); err != nil {
+		return false
+	}
+	return s.rc.Flush() == nil
+}

@@ -1,0 +1,215 @@
+// Package httpapi answers: what did they ask, in HTTP?
+//
+// The API is one table of routes, in routes.go. A row says method and path, the
+// action that a policy has to allow, how large a body may be, and a function that
+// takes a decoded request and returns a value. That function never sees the
+// request's header or the response: only the door (door.go) can answer, and it
+// answers after it has authenticated, authorised and audited. So a route that
+// forgets one of these cannot be written.
+//
+// Every answer is JSON. The status is 200, or that of the error's code (see
+// errors.go); in the answer to a batch each failed item has its own error and the
+// status is 200.
+package httpapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"kmsd/kms/api"
+)
+
+// Service is what the routes call.
+type Service interface {
+	api.Service
+	// Recover tries to bring a lost member back now. It returns when the attempt
+	// is under way; Status tells how it went.
+	Recover(ctx context.Context, group, member string) error
+	// Ready says from memory whether keys can be used.
+	Ready() api.Readiness
+}
+
+// Limits keep one client from taking everything. The zero value has sane ones.
+type Limits struct {
+	InFlight int           // requests being served at once; zero means 4096
+	Streams  int           // event streams at once; zero means 64
+	Rate     float64       // requests per second of one principal; zero means no limit
+	Burst    int           // requests that may come at once under Rate; zero means a second's worth
+	Timeout  time.Duration // of a request; zero means 30 s
+}
+
+// Config is what New needs. It is copied.
+type Config struct {
+	Service Service
+	Auth    Authenticator
+	Audit   Auditor
+	Limits  Limits
+	Logger  hclog.Logger // nil means silence
+
+	// Heartbeat is the pause between two signs of life on an idle event stream. Zero
+	// means 15 s.
+	Heartbeat time.Duration
+}
+
+// Handler serves the API. Close it before waiting for requests to end.
+type Handler struct {
+	cfg      Config
+	mux      *http.ServeMux
+	document []byte // the OpenAPI document
+	origin   *http.CrossOriginProtection
+	rates    *rates
+	slots    chan struct{} // one token for each request in flight
+	streams  chan struct{} // one token for each event stream
+
+	closing   chan struct{} // closed by Close; ends the event streams
+	closeOnce sync.Once
+}
+
+// New returns the handler of the whole API.
+func New(cfg Config) (*Handler, error) {
+	if cfg.Service == nil || cfg.Auth == nil || cfg.Audit == nil {
+		return nil, errors.New("making the HTTP API: it needs a service, an authenticator and an auditor")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = 15 * time.Second
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	document, err := describe(routes(), publicRoutes())
+	if err != nil {
+		return nil, err
+	}
+	h := &Handler{
+		cfg:      cfg,
+		mux:      http.NewServeMux(),
+		document: document,
+		origin:   http.NewCrossOriginProtection(),
+		rates:    newRates(cfg.Limits.Rate, cfg.Limits.Burst),
+		slots:    make(chan struct{}, cfg.Limits.InFlight),
+		streams:  make(chan struct{}, cfg.Limits.Streams),
+		closing:  make(chan struct{}),
+	}
+	h.register()
+	return h, nil
+}
+
+// Close ends the event streams. Other requests end by themselves.
+func (h *Handler) Close() { h.closeOnce.Do(func() { close(h.closing) }) }
+
+// methods are the handlers of one path.
+type methods map[string]http.HandlerFunc
+
+func (h *Handler) register() {
+	paths := make(map[string]methods)
+	add := func(method, pattern string, f http.HandlerFunc) {
+		if paths[pattern] == nil {
+			paths[pattern] = make(methods)
+		}
+		paths[pattern][method] = f
+	}
+	for _, rt := range routes() {
+		add(rt.method, rt.pattern, func(w http.ResponseWriter, r *http.Request) { h.serve(rt, w, r) })
+	}
+	for _, rt := range publicRoutes() {
+		add(http.MethodGet, rt.pattern, func(w http.ResponseWriter, r *http.Request) { h.servePublic(rt, w, r) })
+	}
+	for pattern, m := range paths {
+		h.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h.dispatch(m, w, r) })
+	}
+	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.refuse(w, errNoRoute()) })
+}
+
+func errNoRoute() *api.Error {
+	e := api.NewError(api.CodeNotFound, "no such route", nil)
+	e.Hint = "GET /openapi.json lists the routes"
+	return e
+}
+
+// dispatch calls the handler of the request's method. HEAD is GET without a body;
+// net/http leaves that out.
+func (h *Handler) dispatch(m methods, w http.ResponseWriter, r *http.Request) {
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	f, ok := m[method]
+	if !ok {
+		allowed := make([]string, 0, len(m))
+		for name := range m {
+			allowed = append(allowed, name)
+		}
+		slices.Sort(allowed)
+		allow := strings.Join(allowed, ", ")
+		w.Header().Set("Allow", allow)
+		e := api.NewError(api.CodeBadRequest, "the path has no method "+clip(r.Method)+", only "+allow, nil)
+		h.answerError(w, http.StatusMethodNotAllowed, e)
+		return
+	}
+	f(w, r)
+}
+
+// ServeHTTP gives the request its id, holds it against the limits that need no
+// name, and finds its route.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(api.RequestIDHeader, requestID(r))
+	// A path that is not clean would be redirected by the mux; paths here are opaque.
+	if p := r.URL.Path; p == "" || p != path.Clean(p) {
+		h.refuse(w, errNoRoute())
+		return
+	}
+	// Browsers send a client certificate by themselves, also for another site's page.
+	if err := h.origin.Check(r); err != nil {
+		h.refuse(w, api.NewError(api.CodeDenied, "requests from another site's page are not allowed", err))
+		return
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		e := api.NewError(api.CodeRateLimited, "too many requests are being served", nil)
+		e.RetryAfterMS = 100
+		h.refuse(w, e)
+		return
+	}
+	h.mux.ServeHTTP(w, r)
+}
+
+// requestID is the client's own when that is sane, else a random one.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get(api.RequestIDHeader); saneID(id) {
+		return id
+	}
+	var b [12]byte
+	rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+func saneID(id string) bool {
+	if id == "" || len(id) > 64 {
+		return false
+	}
+	return strings.IndexFunc(id, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-'
+	}) < 0
+}
+
+// clip shortens foreign text that goes into a message.
+func clip(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return s
+}

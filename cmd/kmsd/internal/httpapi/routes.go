@@ -1,0 +1,145 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+
+	"kmsd/kms/api"
+)
+
+// Limits of bodies, in bytes. Base64 takes four bytes for three.
+const (
+	smallBody = 64 << 10 // requests without secrets of the caller's
+	signBody  = 64 << 10
+	macBody   = 128 << 10 // a message of 64 KiB
+	cryptBody = 8 << 20   // a batch of 1000 items of 6 KB each, or 80 of the largest
+)
+
+// route is a row of the table. Only on makes one, and only the door serves it.
+type route struct {
+	method  string
+	pattern string // as in http.ServeMux; {name} is a key
+	action  string // what a policy has to allow
+	summary string // one sentence for the OpenAPI document
+	query   []param
+	subject string // the query parameter that stands for the key's name in policies
+	maxBody int64  // bytes
+
+	hasKey bool             // {name} is in the pattern
+	keyIn  func(any) string // the key's name in the decoded body; nil when it is not there
+	stream bool             // answers with server-sent events
+
+	request, answer reflect.Type
+	decode          func(body []byte) (any, error)
+	act             func(ctx context.Context, c *call, req any) (any, error)
+}
+
+// param is a query parameter.
+type param struct {
+	name, about string
+	schema      map[string]any
+}
+
+// on completes a row with what it does. The action gets the decoded request and
+// returns a value; it cannot answer by itself.
+func on[Req, Ans any](rt route, act func(ctx context.Context, c *call, req Req) (Ans, error)) *route {
+	rt.request, rt.answer = reflect.TypeFor[Req](), reflect.TypeFor[Ans]()
+	rt.decode = func(body []byte) (any, error) { return decodeJSON[Req](body) }
+	rt.act = func(ctx context.Context, c *call, req any) (any, error) { return act(ctx, c, req.(Req)) }
+	return &rt
+}
+
+// about is a row for something without a key.
+func about(method, pattern, action, summary string) route {
+	return route{method: method, pattern: pattern, action: action, summary: summary, maxBody: smallBody}
+}
+
+// aboutKey is a row for /v1/keys/{name} and below.
+func aboutKey(method, below, action, summary string) route {
+	rt := about(method, "/v1/keys/{name}"+below, action, summary)
+	rt.hasKey = true
+	return rt
+}
+
+func (rt route) with(query ...param) route { rt.query = query; return rt }
+func (rt route) upTo(body int64) route     { rt.maxBody = body; return rt }
+
+// routes is the table of everything that needs a principal.
+func routes() []*route {
+	const get, post, patch, del = http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete
+
+	create := about(post, "/v1/keys", "create", "Make a master key with its version 1 on every active member.")
+	create.keyIn = func(req any) string { return req.(api.CreateBody).Name }
+
+	list := about(get, "/v1/keys", "list", "List keys by name. A policy must allow list on the prefix; keys that the caller may not list are left out.").
+		with(prefixParam, limitParam, afterParam)
+	list.subject = "prefix"
+
+	events := about(get, "/v1/events", "group-read", "Follow what happens to groups, members and keys, as server-sent events.")
+	events.stream = true
+
+	return []*route{
+		on(create, createKey),
+		on(list, listKeys),
+		on(aboutKey(get, "", "read", "Show a key and its versions."), named(Service.Key)),
+		on(aboutKey(patch, "", "update", "Change what a key's owner may change."), updateKey),
+		on(aboutKey(del, "", "destroy", "Schedule the destruction of every version after the window; 0s destroys at once.").with(windowParam), destroyKey),
+		on(aboutKey(post, "/restore", "restore", "Take a scheduled destruction back."), named(Service.Restore)),
+		on(aboutKey(post, "/rotate", "rotate", "Make the next version. Old versions still unwrap."), rotateKey),
+		on(aboutKey(post, "/disable", "disable", "Refuse every use of a key until it is enabled."), named(Service.Disable)),
+		on(aboutKey(post, "/enable", "enable", "Let a disabled key be used again."), named(Service.Enable)),
+		on(aboutKey(post, "/verify", "verify", "Ask every member for its copy of every version."), named(Service.Verify)),
+
+		on(aboutKey(post, "/wrap", "wrap", "Encrypt 1 byte to 64 KiB under the newest version, or up to 1000 items.").upTo(cryptBody), crypt(api.OpWrap)),
+		on(aboutKey(post, "/unwrap", "unwrap", "Decrypt an envelope, or up to 1000 items.").upTo(cryptBody), crypt(api.OpUnwrap)),
+		on(aboutKey(post, "/rewrap", "rewrap", "Move an envelope to the newest version, or up to 1000 items.").upTo(cryptBody), crypt(api.OpRewrap)),
+		on(aboutKey(post, "/datakey", "datakey", "Make random bytes in an HSM and return them in the clear and wrapped, or up to 1000 items.").upTo(cryptBody), dataKeys),
+
+		on(aboutKey(post, "/sign", "sign", "Sign a digest with an RSA or EC key.").upTo(signBody), sign),
+		on(aboutKey(post, "/verify-signature", "verify-signature", "Say whether a signature matches a digest.").upTo(signBody), verifySignature),
+		on(aboutKey(post, "/decrypt", "decrypt", "Undo RSA-OAEP.").upTo(signBody), decrypt),
+		on(aboutKey(post, "/mac", "mac", "Compute an HMAC of a message of up to 64 KiB.").upTo(macBody), mac),
+
+		on(about(get, "/v1/random", "random", "Return random bytes from an HSM.").with(bytesParam, groupParam), random),
+		on(about(get, "/v1/groups", "group-read", "Show every group and its members."), listGroups),
+		on(about(get, "/v1/groups/{group}", "group-read", "Show a group and its members."), showGroup),
+		on(about(post, "/v1/groups/{group}/members/{member}/recover", "group-admin", "Try now to bring a lost member back."), recoverMember),
+		on(events, follow),
+	}
+}
+
+// publicRoute is a row that needs no principal: it tells nothing about keys.
+type publicRoute struct {
+	pattern, summary string
+	answers          reflect.Type // nil: an OpenAPI document
+	answer           func(h *Handler) (status int, body any)
+}
+
+// liveness is the answer of /livez.
+type liveness struct {
+	Live bool `json:"live"`
+}
+
+func publicRoutes() []publicRoute {
+	return []publicRoute{
+		{"/livez", "Say that the process answers.", reflect.TypeFor[liveness](), live},
+		{"/readyz", "Say whether a wrap and unwrap succeeded on a member in the last few seconds: 200, else 503.", reflect.TypeFor[api.Readiness](), ready},
+		{"/openapi.json", "Describe this API.", nil, openapi},
+	}
+}
+
+var (
+	prefixParam = param{"prefix", "Only keys whose name starts with this.", text()}
+	afterParam  = param{"after", "The next of the page before.", text()}
+	limitParam  = param{"limit", "Keys on a page; 100 if not given.", number(1, api.MaxPage)}
+	windowParam = param{"window", "How long the key can be restored, a Go duration; 720h if not given.", text()}
+	bytesParam  = param{"bytes", "How many; 32 if not given.", number(1, api.MaxRandom)}
+	groupParam  = param{"group", "Whose random source; the default group if not given.", text()}
+)
+
+func text() map[string]any { return map[string]any{"type": "string"} }
+
+func number(least, most int) map[string]any {
+	return map[string]any{"type": "integer", "minimum": least, "maximum": most}
+}
