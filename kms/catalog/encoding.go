@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 )
 
 // schema is the form of the JSON in a record's value. A record is rewritten as a
@@ -108,7 +107,7 @@ func encode(kind Kind, id string, rev uint64, v any) (Record, error) {
 }
 
 // decode reads the schema before the rest, so that a newer record is refused for
-// what it is and not for a field.
+// what it is and not for a field. Unmarshal has refused what follows the record.
 func decode(r Record, into any) error {
 	if len(r.Value) > MaxValue {
 		return damaged(r, fmt.Errorf("it has %d bytes", len(r.Value)))
@@ -126,9 +125,6 @@ func decode(r Record, into any) error {
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		return damaged(r, err)
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return damaged(r, errors.New("there is more after the record"))
 	}
 	return nil
 }
