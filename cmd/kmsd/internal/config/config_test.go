@@ -1,0 +1,345 @@
+package config_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"flag"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/spf13/pflag"
+
+	"kmsd/cmd/kmsd/internal/config"
+)
+
+// fixture is a directory with everything a configuration may name.
+type fixture struct {
+	dir, sum string
+}
+
+func newFixture(t *testing.T) fixture {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name string, mode os.FileMode, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil { // whatever the umask is
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.Mkdir(filepath.Join(dir, "drivers"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fake := write("drivers/kmsd-driver-fake", 0o755, "#!/bin/sh\n")
+	write("drivers/kmsd-driver-open", 0o777, "#!/bin/sh\n")
+	write("a.pin", 0o600, "1234-a\n")
+	write("world.pin", 0o644, "1234\n")
+	write("empty", 0o600, "\n")
+	write("domain", 0o600, strings.Repeat("d", 44)+"\n")
+	write("short", 0o600, "too short\n")
+	write("tokens.yaml", 0o600, "tokens: []\n")
+	write("policies.yaml", 0o644, "policies: {}\n")
+	cert, key := certificate(t)
+	other, _ := certificate(t)
+	write("server.pem", 0o644, cert)
+	write("other.pem", 0o644, other)
+	write("server.key", 0o600, key)
+	write("open.key", 0o640, key)
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sum, err := config.Sum(fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixture{dir: dir, sum: sum}
+}
+
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kder, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: kder}))
+}
+
+// file writes a configuration and returns its path.
+func (f fixture) file(t *testing.T, text string) string {
+	t.Helper()
+	text = strings.NewReplacer("$DIR", f.dir, "$SUM", f.sum).Replace(text)
+	path := filepath.Join(f.dir, "kmsd.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const sound = `
+listen: ["https://127.0.0.1:8420", "unix:///run/kmsd/kmsd.sock"]
+tls: {cert: server.pem, key: server.key, client_ca: other.pem}
+catalog: {bolt: {path: catalog.db}}
+driver_dir: drivers
+groups:
+  - name: default
+    domain: {file: domain}
+    min_copies: 2
+    command_timeout: 20s
+    probe_interval: 2s
+    hedge: false
+    recovery: {mode: manual, interval: 90s, retries: 3}
+    members:
+      - name: hsm-a
+        driver: fake
+        sha256: $SUM
+        pin: {file: a.pin}
+        settings: {module: /usr/lib/x.so, token_label: hsm-a, token_serial: 0012, conf: ./a.conf}
+      - {name: hsm-b, standby: true, driver: fake, sha256: $SUM, pin: {env: KMSD_PIN_B}, settings: {token_label: hsm-b}}
+      - {name: hsm-c, driver: fake, sha256: $SUM, pin: {exec: [printf, pin-of-c]}, settings: {token_label: hsm-c}}
+auth: {tokens: tokens.yaml, policies: policies.yaml}
+audit: {file: audit.jsonl}
+`
+
+func TestLoadReadsEverything(t *testing.T) {
+	f := newFixture(t)
+	cfg, err := config.Load(f.file(t, sound), config.Options{Environ: []string{"KMSD_PIN_B=pin-of-b", "KMSD_ADDR=client", "KMSD_TYPO=x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := cfg.Catalog.Bolt.Path, filepath.Join(f.dir, "catalog.db"); got != want {
+		t.Errorf("a relative path is relative to the file: got %s, want %s", got, want)
+	}
+	if got := cfg.Groups[0].Members[0].Settings; got["token_serial"] != "0012" || got["conf"] != filepath.Join(f.dir, "a.conf") || got["module"] != "/usr/lib/x.so" {
+		t.Errorf("settings: got %v", got)
+	}
+	if got := cfg.Warnings; len(got) != 1 || got[0] != "the variable KMSD_TYPO sets nothing that kmsd knows" {
+		t.Errorf("warnings: got %q", got)
+	}
+	k := cfg.KMS(nil, nil)
+	g := k.Groups[0]
+	if g.Name != "default" || g.MinCopies != 2 || g.CommandTimeout != 20*time.Second || g.ProbeInterval != 2*time.Second || !g.NoHedge ||
+		!g.Recovery.Manual || g.Recovery.Interval != 90*time.Second || g.Recovery.Retries != 3 || k.Insecure {
+		t.Errorf("group: got %+v", g)
+	}
+	if !g.Members[1].Standby || g.Members[0].SHA256 != f.sum {
+		t.Errorf("members: got %+v", g.Members)
+	}
+	for i, want := range []string{"1234-a", "pin-of-b", "pin-of-c"} {
+		if got, err := g.Members[i].PIN(context.Background()); err != nil || string(got) != want {
+			t.Errorf("PIN of member %d: got %q, %v; want %q", i, got, err, want)
+		}
+	}
+	if got, err := g.Domain(context.Background()); err != nil || len(got) != 44 {
+		t.Errorf("domain secret: got %d bytes, %v", len(got), err)
+	}
+}
+
+func TestSecretsAreReadAnew(t *testing.T) {
+	f := newFixture(t)
+	cfg, err := config.Load(f.file(t, sound), config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := cfg.KMS(nil, nil).Groups[0].Members[0].PIN
+	path := filepath.Join(f.dir, "a.pin")
+	if err := os.WriteFile(path, []byte("changed\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := pin(context.Background()); err != nil || string(got) != "changed" {
+		t.Errorf("got %q, %v; want the changed PIN", got, err)
+	}
+	if err := os.Chmod(path, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	_, err = pin(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "reading the PIN of member hsm-a: mode 0604 lets others at") {
+		t.Errorf("got %v, want a refusal of the mode", err)
+	}
+}
+
+func TestLaterLayersWin(t *testing.T) {
+	f := newFixture(t)
+	path := f.file(t, sound)
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	config.AddFlags(flags)
+	if err := flags.Parse([]string{"--log-level", "debug", "--listen", "https://127.0.0.1:3"}); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(path, config.Options{Flags: flags, Environ: []string{
+		"KMSD_PIN_B=b", "KMSD_LOG_LEVEL=error", "KMSD_LISTEN=https://127.0.0.1:1,https://127.0.0.1:2", "KMSD_AUDIT_FILE=" + f.dir + "/env.jsonl",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Log.Level != "debug" {
+		t.Errorf("log level: got %s, want that of the flag", cfg.Log.Level)
+	}
+	if len(cfg.Listen) != 1 || cfg.Listen[0] != "https://127.0.0.1:3" {
+		t.Errorf("listen: got %v, want that of the flag", cfg.Listen)
+	}
+	if cfg.Audit.File != f.dir+"/env.jsonl" {
+		t.Errorf("audit file: got %s, want that of the variable", cfg.Audit.File)
+	}
+}
+
+func TestFaultsOfVariablesAndFlagsNameThem(t *testing.T) {
+	f := newFixture(t)
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	config.AddFlags(flags)
+	if err := flags.Parse([]string{"--log-level", "loud"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.Load(f.file(t, sound), config.Options{Flags: flags, Environ: []string{"KMSD_PIN_B=b", "KMSD_TLS_CERT=/no/cert.pem"}})
+	want := "the configuration has 2 faults:\n" +
+		"  KMSD_TLS_CERT: tls.cert: /no/cert.pem: no such file or directory\n" +
+		`  --log-level: log.level: "loud" is none of trace, debug, info, warn, error`
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%v", err, want)
+	}
+}
+
+func TestDevNeedsNoSums(t *testing.T) {
+	f := newFixture(t)
+	path := f.file(t, strings.ReplaceAll(strings.ReplaceAll(sound, "        sha256: $SUM\n", ""), "sha256: $SUM, ", ""))
+	cfg, err := config.Load(path, config.Options{Dev: true, Environ: []string{"KMSD_PIN_B=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.KMS(nil, nil).Insecure {
+		t.Error("members without a sum need Insecure")
+	}
+	if _, err := config.Load(path, config.Options{Environ: []string{"KMSD_PIN_B=b"}}); err == nil || !strings.Contains(err.Error(), "sha256: "+f.sum) {
+		t.Errorf("got %v, want the sum to paste", err)
+	}
+}
+
+var update = flag.Bool("update", false, "write the expected faults anew")
+
+func TestFaults(t *testing.T) {
+	files, err := filepath.Glob("testdata/faults/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, file := range files {
+		file, err := filepath.Abs(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			f := newFixture(t)
+			ar, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Chdir(f.dir)
+			f.file(t, string(ar.Files[0].Data))
+			_, err = config.Load("kmsd.yaml", config.Options{Environ: []string{"PIN_A=1234"}})
+			if err == nil {
+				t.Fatal("no fault was found")
+			}
+			got := strings.NewReplacer(f.dir, "$DIR", f.sum, "$SUM").Replace(err.Error()) + "\n"
+			if *update {
+				ar.Files[1].Data = []byte(got)
+				if err := os.WriteFile(file, txtar.Format(ar), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if want := string(ar.Files[1].Data); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestMembersAreLimited(t *testing.T) {
+	f := newFixture(t)
+	var b strings.Builder
+	for i := range 33 {
+		fmt.Fprintf(&b, "      - {name: m%d, driver: fake, sha256: $SUM, pin: {file: a.pin}, settings: {token_label: m%[1]d}}\n", i)
+	}
+	head, tail, _ := strings.Cut(sound, "      - name: hsm-a")
+	_, tail, _ = strings.Cut(tail, "auth:")
+	_, err := config.Load(f.file(t, head+b.String()+"auth:"+tail), config.Options{Environ: []string{}})
+	if err == nil || !strings.HasSuffix(err.Error(), "kmsd.yaml:14: groups[0].members: 33 members; at most 32") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFaultsOfSyntaxHaveTheirLine(t *testing.T) {
+	f := newFixture(t)
+	_, err := config.Load(f.file(t, "listen: []\ntls: {}\n\tcatalog: x\n"), config.Options{Environ: []string{}})
+	if err == nil || !strings.Contains(err.Error(), "kmsd.yaml:3: not YAML: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSecretsHoldNoSecretInErrors(t *testing.T) {
+	f := newFixture(t)
+	text := strings.ReplaceAll(sound, "domain: {file: domain}", "domain: {env: SHORT}")
+	_, err := config.Load(f.file(t, text), config.Options{Environ: []string{"KMSD_PIN_B=b", "SHORT=sesame"}})
+	if err == nil || strings.Contains(err.Error(), "sesame") {
+		t.Errorf("got %v, want an error without the secret", err)
+	}
+}
+
+func TestExecSecretIsBounded(t *testing.T) {
+	f := newFixture(t)
+	cfg, err := config.Load(f.file(t, strings.Replace(sound, "[printf, pin-of-c]", "[head, -c, 100000, /dev/zero]", 1)), config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = cfg.KMS(nil, nil).Groups[0].Members[2].PIN(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "more than 4096 bytes") {
+		t.Errorf("got %v, want a refusal", err)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add([]byte(sound))
+	files, _ := filepath.Glob("testdata/faults/*.txtar")
+	for _, file := range files {
+		ar, err := txtar.ParseFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(ar.Files[0].Data)
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, text []byte) {
+		// Programs are not run by Load, and no file outside is written: any text is
+		// safe to try.
+		path := filepath.Join(dir, "kmsd.yaml")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Load(path, config.Options{Environ: []string{"KMSD_LOG_LEVEL=info"}})
+		if (cfg == nil) == (err == nil) {
+			t.Errorf("got %v and %v: one of them, please", cfg, err)
+		}
+	})
+}
