@@ -3,7 +3,7 @@
 // [Driver] is the narrow waist of kmsd. A driver process implements it on top
 // of one PKCS#11 library and one token; the core calls the same interface. Only
 // the adapters of this package know that a process wall lies between the two
-// ([Serve] on the driver's side, [Connect] on the core's).
+// ([Serve] on the driver's side, [Client] on the core's).
 //
 // Three rules hold on both sides of the wall:
 //
@@ -237,6 +237,8 @@ type Command struct {
 
 // Result is the answer to a command.
 type Result struct {
+	// Output is the receiver's, to wipe after use: a driver keeps no reference to it,
+	// and it shares no memory with the command.
 	Output []byte
 	// IV is the one that was used. A token that insists on its own (FIPS) differs
 	// from Command.IV here.

@@ -1,0 +1,172 @@
+package pluginproto
+
+// Limits on what crosses the wall, in bytes unless said otherwise. Both ends keep
+// them: neither the core nor a driver trusts the other with its memory.
+const (
+	// MaxInput is the longest input of one command.
+	MaxInput = 1 << 20
+	// MaxAAD is the longest additional authenticated data of one command.
+	MaxAAD = 64 << 10
+	// MaxRandom is the most that one OpRandom gives.
+	MaxRandom = 64 << 10
+	// MaxLabel is the longest label of a key.
+	MaxLabel = 1 << 10
+	// MaxBlob is the longest blob that one end of a clone gives to the other.
+	MaxBlob = 1 << 20
+
+	// GCMIVSize and GCMTagSize are the only sizes in use with AES-GCM.
+	GCMIVSize  = 12
+	GCMTagSize = 16
+
+	maxSignature  = 1 << 10 // RSA-4096 has 512 bytes, ECDSA P-521 132
+	maxPublic     = 4 << 10 // RSA-4096 has 550 bytes
+	maxCheckValue = 64
+	maxText       = 1 << 10 // an error text, a field of TokenInfo
+	maxSecret     = 4 << 10 // a PIN, a domain secret
+	maxSettings   = 64      // settings of a member
+	maxSetting    = 4 << 10 // one setting's name or value
+	maxObjects    = 1 << 20 // keys on one token
+
+	// maxMessage is the longest gRPC message, both ways. A batch is closed at
+	// maxBatch, and the last command in it may add MaxInput + MaxAAD.
+	maxMessage = 4 << 20
+	maxBatch   = 1 << 20
+
+	// maxQueued commands and maxQueuedBytes of their input wait in a driver; past
+	// either the answer is ClassBusy.
+	maxQueued      = 16 << 10
+	maxQueuedBytes = 64 << 20
+)
+
+// Check says whether the command is one that the contract knows, within its
+// limits. Both ends of the wall ask it, and a driver may rely on it.
+func (c Command) Check() error {
+	if err := c.checkSizes(); err != nil {
+		return err
+	}
+	switch c.Op {
+	case OpEncrypt, OpDecrypt:
+		return c.checkCipher()
+	case OpSign, OpVerify:
+		return c.checkSignature()
+	case OpMAC:
+		if c.Mech != HMAC {
+			return c.mismatch()
+		}
+	case OpRandom:
+		if c.Mech != NoMechanism {
+			return c.mismatch()
+		}
+		if c.Length < 1 || c.Length > MaxRandom {
+			return Errorf(ClassCaller, c.Op.gerund(), "%d bytes asked for, between 1 and %d are possible", c.Length, MaxRandom)
+		}
+	case OpProbe:
+		if c.Mech != NoMechanism {
+			return c.mismatch()
+		}
+	default:
+		return Errorf(ClassCaller, c.Op.gerund(), "operation %d is not in the contract", c.Op)
+	}
+	return nil
+}
+
+func (c Command) checkSizes() error {
+	for _, f := range []struct {
+		name string
+		have int
+		most int
+	}{
+		{"input", len(c.Input), MaxInput},
+		{"additional data", len(c.AAD), MaxAAD},
+		{"IV", len(c.IV), GCMIVSize},
+		{"signature", len(c.Signature), maxSignature},
+	} {
+		if f.have > f.most {
+			return Errorf(ClassCaller, c.Op.gerund(), "%s of %d bytes, at most %d are possible", f.name, f.have, f.most)
+		}
+	}
+	return nil
+}
+
+func (c Command) checkCipher() error {
+	switch {
+	case c.Mech == RSAOAEP && c.Op == OpDecrypt:
+		return nil
+	case c.Mech != AESGCM:
+		return c.mismatch()
+	case len(c.IV) != GCMIVSize:
+		return Errorf(ClassCaller, c.Op.gerund(), "IV of %d bytes, AES-GCM takes %d", len(c.IV), GCMIVSize)
+	case c.Op == OpDecrypt && len(c.Input) < GCMTagSize:
+		return &Error{
+			Class: ClassCaller, CKR: CKREncryptedDataInvalid, Op: c.Op.gerund(),
+			Msg: "the ciphertext is shorter than its tag",
+		}
+	}
+	return nil
+}
+
+func (c Command) checkSignature() error {
+	switch c.Mech {
+	case HMAC:
+		if c.Op == OpSign {
+			return c.mismatch()
+		}
+		return nil
+	case RSAPKCS1v15, RSAPSS, ECDSA:
+	default:
+		return c.mismatch()
+	}
+	if size := c.Hash.Size(); size == 0 || len(c.Input) != size {
+		return Errorf(ClassCaller, c.Op.gerund(), "a digest of %d bytes does not fit the hash", len(c.Input))
+	}
+	return nil
+}
+
+func (c Command) mismatch() error {
+	return Errorf(ClassCaller, c.Op.gerund(), "mechanism %d does not go with it", c.Mech)
+}
+
+// Size returns the length of the digest in bytes, 0 for a hash not in the set.
+func (h Hash) Size() int {
+	switch h {
+	case SHA256:
+		return 32
+	case SHA384:
+		return 48
+	case SHA512:
+		return 64
+	default:
+		return 0
+	}
+}
+
+func (o Op) gerund() string {
+	switch o {
+	case OpEncrypt:
+		return "encrypting"
+	case OpDecrypt:
+		return "decrypting"
+	case OpSign:
+		return "signing"
+	case OpVerify:
+		return "verifying a signature"
+	case OpMAC:
+		return "computing a MAC"
+	case OpRandom:
+		return "drawing random bytes"
+	case OpProbe:
+		return "probing the token"
+	default:
+		return "running a command"
+	}
+}
+
+// known reports whether the type is one of the closed set.
+func (t KeyType) known() bool {
+	switch t {
+	case AES128, AES256, RSA2048, RSA3072, RSA4096, ECP256, ECP384, ECP521, HMACSHA256:
+		return true
+	default:
+		return false
+	}
+}

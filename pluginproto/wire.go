@@ -1,0 +1,152 @@
+package pluginproto
+
+import (
+	"bytes"
+	"time"
+
+	driverv1 "kmsd/pluginproto/v1"
+)
+
+// keyID reads an identity off the wire.
+func keyID(b []byte) (KeyID, error) {
+	var id KeyID
+	if len(b) != len(id) {
+		return KeyID{}, Errorf(ClassCaller, "reading a key identity", "%d bytes, want %d", len(b), len(id))
+	}
+	copy(id[:], b)
+	return id, nil
+}
+
+// commandOf reads a command off the wire. The slices are those of the message.
+func commandOf(m *driverv1.Command) (Command, error) {
+	op, mech, hash := m.GetOp(), m.GetMechanism(), m.GetHash()
+	if uint32(op) > 0xFF || uint32(mech) > uint32(HMAC) || uint32(hash) > uint32(SHA512) {
+		return Command{}, Errorf(ClassCaller, "reading a command", "operation %d, mechanism %d, hash %d: not in the contract", op, mech, hash)
+	}
+	cmd := Command{
+		Op:        Op(op),
+		Mech:      Mechanism(mech),
+		Hash:      Hash(hash),
+		Input:     m.GetInput(),
+		IV:        m.GetIv(),
+		AAD:       m.GetAad(),
+		Signature: m.GetSignature(),
+		Length:    int(m.GetLength()),
+	}
+	if cmd.Op != OpRandom && cmd.Op != OpProbe {
+		id, err := keyID(m.GetKey())
+		if err != nil {
+			return Command{}, err
+		}
+		cmd.Key = id
+	}
+	return cmd, cmd.Check()
+}
+
+// timeoutOf returns what is left until the command's deadline, false when it has
+// none.
+func timeoutOf(m *driverv1.Command) (time.Duration, bool) {
+	const longest = 24 * time.Hour // so that a foreign number cannot overflow
+	us := m.GetTimeoutUs()
+	switch {
+	case us == 0:
+		return 0, false
+	case us < 0:
+		return 0, true
+	case us > longest.Microseconds():
+		return longest, true
+	default:
+		return time.Duration(us) * time.Microsecond, true
+	}
+}
+
+// question is what is kept of a command to check its answer by.
+type question struct {
+	op     Op
+	mech   Mechanism
+	input  int // bytes
+	length int
+	iv     [GCMIVSize]byte
+}
+
+func questionOf(c *Command) question {
+	q := question{op: c.Op, mech: c.Mech, input: len(c.Input), length: c.Length}
+	copy(q.iv[:], c.IV)
+	return q
+}
+
+// resultOf reads the answer to q off the wire, and refuses one that cannot be an
+// answer to it.
+func resultOf(q *question, m *driverv1.Result) (Result, error) {
+	if f := m.GetFailure(); f != nil {
+		return Result{}, errorOf(f)
+	}
+	r := Result{Output: m.GetOutput(), IV: m.GetIv()}
+	n, ok := len(r.Output), false
+	switch q.op {
+	case OpEncrypt:
+		ok = n == q.input+GCMTagSize && len(r.IV) == GCMIVSize
+	case OpDecrypt:
+		ok = q.mech == RSAOAEP && n <= maxSignature || q.mech == AESGCM && n == q.input-GCMTagSize
+	case OpSign:
+		ok = n > 0 && n <= maxSignature
+	case OpMAC:
+		ok = n == SHA256.Size()
+	case OpRandom:
+		ok = n == q.length
+	case OpVerify, OpProbe:
+		ok = n == 0
+	}
+	if q.op == OpDecrypt && ok && len(r.IV) != 0 && !bytes.Equal(r.IV, q.iv[:]) {
+		return Result{}, badReply("%s used another IV than the one given", q.op.gerund())
+	}
+	if !ok || len(r.IV) > GCMIVSize {
+		return Result{}, badReply("%s gave %d bytes and an IV of %d for an input of %d", q.op.gerund(), n, len(r.IV), q.input)
+	}
+	return r, nil
+}
+
+// wireObject puts an object on the wire. A label that a foreign tool has written
+// may be anything; it is made presentable.
+func wireObject(o Object) *driverv1.Object {
+	return &driverv1.Object{
+		Id:         o.ID[:],
+		Type:       string(o.Type),
+		Label:      text(o.Label),
+		CheckValue: o.CheckValue,
+		Public:     o.Public,
+	}
+}
+
+// objectOf reads an object off the wire and refuses one that is incomplete.
+func objectOf(m *driverv1.Object) (Object, error) {
+	if m == nil {
+		return Object{}, badReply("no object in it")
+	}
+	id, err := keyID(m.GetId())
+	if err != nil {
+		return Object{}, badReply("a key identity of %d bytes", len(m.GetId()))
+	}
+	o := Object{ID: id, Type: KeyType(m.GetType()), Label: text(m.GetLabel()), CheckValue: m.GetCheckValue(), Public: m.GetPublic()}
+	switch {
+	case !o.Type.known():
+		return Object{}, badReply("key %s is of type %q, not in the contract", id, text(m.GetType()))
+	case len(o.CheckValue) == 0 || len(o.CheckValue) > maxCheckValue:
+		return Object{}, badReply("key %s has a check value of %d bytes", id, len(o.CheckValue))
+	case len(o.Public) > maxPublic, o.Type.Symmetric() != (len(o.Public) == 0):
+		return Object{}, badReply("key %s of type %s has a public half of %d bytes", id, o.Type, len(o.Public))
+	}
+	return o, nil
+}
+
+// answered reads an object that must be the one asked for.
+func answered(want KeyID, m *driverv1.Object) (Object, error) {
+	o, err := objectOf(m)
+	if err != nil {
+		return Object{}, err
+	}
+	if o.ID != want {
+		return Object{}, badReply("asked for key %s, got %s", want, o.ID)
+	}
+	return o, nil
+}
