@@ -91,6 +91,9 @@ func (c Command) checkSizes() error {
 func (c Command) checkCipher() error {
 	switch {
 	case c.Mech == RSAOAEP && c.Op == OpDecrypt:
+		if c.Hash.Size() == 0 {
+			return Errorf(ClassCaller, c.Op.gerund(), "OAEP needs a hash")
+		}
 		return nil
 	case c.Mech != AESGCM:
 		return c.mismatch()

@@ -1,0 +1,258 @@
+package memdriver
+
+import (
+	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"kmsd/pluginproto"
+)
+
+// A clone between two memory tokens has two rounds, so that a relay which mixes up
+// its steps is found out:
+//
+//	source 0            → offer: type, label, check value
+//	target 0: offer     → nonce, or Done when the key is there already
+//	source 1: nonce     → the key, sealed under the domain key
+//	target 1: the key   → Done
+//
+// Every blob is authenticated under the domain key together with the transfer, the
+// key, the direction and the step, so none of them fits anywhere else.
+
+// clones remembers transfers between their steps.
+type clones struct {
+	mu    sync.Mutex // guards what follows
+	at    map[[17]byte]*transfer
+	order [][17]byte // oldest first
+}
+
+// transfer is one clone at one end.
+type transfer struct {
+	key   pluginproto.KeyID
+	step  int // the next one
+	nonce []byte
+	offer offer
+}
+
+// maxTransfers are remembered at once; past it the oldest is forgotten.
+const maxTransfers = 64
+
+type offer struct {
+	Type   pluginproto.KeyType `json:"type"`
+	Label  string              `json:"label"`
+	Check  []byte              `json:"check"`
+	Nonce  []byte              `json:"nonce,omitempty"`
+	Secret []byte              `json:"secret,omitempty"`
+}
+
+const cloneOp = "cloning a key"
+
+func cloneRefused(format string, args ...any) error {
+	return pluginproto.Errorf(pluginproto.ClassCaller, cloneOp, format, args...)
+}
+
+func (d *Driver) clone(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	switch {
+	case req.Role == pluginproto.CloneSource && req.Step == 0:
+		return d.offer(req)
+	case req.Role == pluginproto.CloneTarget && req.Step == 0:
+		return d.consider(req)
+	case req.Role == pluginproto.CloneSource && req.Step == 1:
+		return d.give(req)
+	case req.Role == pluginproto.CloneTarget && req.Step == 1:
+		return d.receive(req)
+	default:
+		return pluginproto.CloneReply{}, cloneRefused("there is no step %d", req.Step)
+	}
+}
+
+// offer is the source's step 0.
+func (d *Driver) offer(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	if len(req.Blob) > 0 {
+		return pluginproto.CloneReply{}, cloneRefused("the source's first step takes no blob")
+	}
+	k, ok := d.token.find(req.Key)
+	if !ok {
+		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
+	}
+	blob, err := d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check})
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	d.clones.put(req, &transfer{key: req.Key, step: 1})
+	return pluginproto.CloneReply{Blob: blob}, nil
+}
+
+// consider is the target's step 0.
+func (d *Driver) consider(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	o, err := d.unseal(req)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	if k, ok := d.token.find(req.Key); ok {
+		return holds(req.Key, k, o.Check)
+	}
+	nonce := make([]byte, 16)
+	rand.Read(nonce) // never fails
+	blob, err := d.seal(req, offer{Nonce: nonce})
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	d.clones.put(req, &transfer{key: req.Key, step: 1, nonce: nonce, offer: o})
+	return pluginproto.CloneReply{Blob: blob}, nil
+}
+
+// give is the source's step 1.
+func (d *Driver) give(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	if _, err := d.clones.take(req); err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	o, err := d.unseal(req)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	k, ok := d.token.find(req.Key)
+	if !ok {
+		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
+	}
+	secret, err := k.export()
+	if err != nil {
+		return pluginproto.CloneReply{}, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
+	}
+	defer clear(secret)
+	blob, err := d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check, Nonce: o.Nonce, Secret: secret})
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	return pluginproto.CloneReply{Blob: blob, Done: true}, nil
+}
+
+// receive is the target's step 1.
+func (d *Driver) receive(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	tr, err := d.clones.take(req)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	o, err := d.unseal(req)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	defer clear(o.Secret)
+	if !bytes.Equal(o.Nonce, tr.nonce) || !bytes.Equal(o.Check, tr.offer.Check) {
+		return pluginproto.CloneReply{}, cloneRefused("what came is not what was offered")
+	}
+	k, err := importKey(o.Type, o.Label, o.Secret)
+	if err != nil {
+		return pluginproto.CloneReply{}, cloneRefused("%v", err)
+	}
+	if !bytes.Equal(k.check, o.Check) {
+		return pluginproto.CloneReply{}, cloneRefused("the check value is another one")
+	}
+	there, _ := d.token.add(req.Key, k)
+	return holds(req.Key, there, o.Check)
+}
+
+// holds ends a clone at a target that has a key under the identity.
+func holds(id pluginproto.KeyID, k *key, check []byte) (pluginproto.CloneReply, error) {
+	if !bytes.Equal(k.check, check) {
+		return pluginproto.CloneReply{}, cloneRefused("the target holds another key as %s", id)
+	}
+	o := k.object(id)
+	return pluginproto.CloneReply{Done: true, Object: &o}, nil
+}
+
+// seal authenticates and encrypts one end's answer to a step.
+func (d *Driver) seal(req pluginproto.CloneRequest, o offer) ([]byte, error) {
+	plain, err := json.Marshal(o)
+	if err != nil {
+		return nil, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
+	}
+	defer clear(plain)
+	aead, err := d.domainAEAD()
+	if err != nil {
+		return nil, err
+	}
+	iv := make([]byte, aead.NonceSize())
+	rand.Read(iv) // never fails
+	return aead.Seal(iv, iv, plain, binding(req, req.Role, req.Step)), nil
+}
+
+// unseal reads what the other end sealed in the step before.
+func (d *Driver) unseal(req pluginproto.CloneRequest) (o offer, err error) {
+	aead, err := d.domainAEAD()
+	if err != nil {
+		return offer{}, err
+	}
+	from, step := pluginproto.CloneSource, req.Step
+	if req.Role == pluginproto.CloneSource {
+		from, step = pluginproto.CloneTarget, req.Step-1
+	}
+	n := aead.NonceSize()
+	if len(req.Blob) < n {
+		return offer{}, cloneRefused("the blob is too short")
+	}
+	plain, err := aead.Open(nil, req.Blob[:n], req.Blob[n:], binding(req, from, step))
+	if err != nil {
+		return offer{}, cloneRefused("the blob does not authenticate: altered, of another step or of another domain")
+	}
+	defer clear(plain)
+	if err := json.Unmarshal(plain, &o); err != nil {
+		return offer{}, cloneRefused("reading the blob: %v", err)
+	}
+	return o, nil
+}
+
+func binding(req pluginproto.CloneRequest, from pluginproto.CloneRole, step int) []byte {
+	return fmt.Appendf(nil, "%x %x %d %d", req.Transfer, req.Key, from, step)
+}
+
+func (d *Driver) domainAEAD() (cipher.AEAD, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	block, err := aes.NewCipher(d.domain)
+	if err != nil {
+		return nil, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
+	}
+	return cipher.NewGCM(block)
+}
+
+func (c *clones) put(req pluginproto.CloneRequest, tr *transfer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := transferID(req)
+	if c.at == nil {
+		c.at = make(map[[17]byte]*transfer)
+	}
+	if c.at[id] == nil {
+		c.order = append(c.order, id)
+	}
+	c.at[id] = tr
+	for len(c.order) > maxTransfers {
+		delete(c.at, c.order[0])
+		c.order = c.order[1:]
+	}
+}
+
+// take ends a transfer: each step after the first is taken once.
+func (c *clones) take(req pluginproto.CloneRequest) (*transfer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := transferID(req)
+	tr := c.at[id]
+	if tr == nil || tr.key != req.Key || tr.step != req.Step {
+		return nil, cloneRefused("step %d is not the next one of this transfer", req.Step)
+	}
+	delete(c.at, id)
+	return tr, nil
+}
+
+// transferID tells the two ends of one transfer apart: both may be on one token.
+func transferID(req pluginproto.CloneRequest) (id [17]byte) {
+	copy(id[:], req.Transfer[:])
+	id[16] = byte(req.Role)
+	return id
+}
