@@ -54,7 +54,7 @@ type dispatch struct {
 	second   bool  // on the second round, with members that have come back
 	lastErr  error // of the last attempt that failed
 
-	slow     <-chan time.Time // fires when it is time to hedge; nil: no hedging
+	slow <-chan time.Time // fires when it is time to hedge; nil: no hedging
 
 	// While only members that have stopped answering have the command:
 	patience <-chan time.Time // fires when they have had their time
@@ -77,8 +77,7 @@ func (d *dispatch) run() (pluginproto.Result, error) {
 	for {
 		select {
 		case a := <-d.answers:
-			res, err, final := d.take(a)
-			if final {
+			if res, final, err := d.take(a); final {
 				return res, err
 			}
 		case <-d.gone(0):
@@ -109,24 +108,24 @@ func (d *dispatch) run() (pluginproto.Result, error) {
 }
 
 // take takes an answer. When it does not end the command, some member has it.
-func (d *dispatch) take(a *attempt) (res pluginproto.Result, err error, final bool) {
+func (d *dispatch) take(a *attempt) (res pluginproto.Result, final bool, err error) {
 	if !d.forget(a) {
 		a.discard() // its member was dropped, and somebody else has the command
-		return res, nil, false
+		return res, false, nil
 	}
 	if !fromDriver(a.err) && d.overdue() {
 		<-d.ctx.Done()
-		return res, d.expired(), true
+		return res, true, d.expired()
 	}
 	if d.judge(a) {
-		return a.res, d.named(a), true
+		return a.res, true, d.named(a)
 	}
 	if d.idle() {
 		if err := d.launch(); err != nil {
-			return res, err, true
+			return res, true, err
 		}
 	}
-	return res, nil, false
+	return res, false, nil
 }
 
 // overdue reports whether the caller's deadline has passed.
