@@ -1,0 +1,5 @@
+// Package apitest answers: does this service keep the promises of api.Service?
+//
+// [Run] is those promises as tests. The service over HSMs, the client over HTTP and
+// [Memory] pass the same ones, so that a program may take any of them.
+package apitest
