@@ -16,10 +16,10 @@ func TestLoadRecordsTheSlowestAndTheFirstFailure(t *testing.T) {
 		l := newLoad()
 		defer l.end()
 		fails := errors.New("no member answers")
-		l.do(kindKey, "wrap", func() error { time.Sleep(3 * time.Millisecond); return nil })
-		l.do(kindKey, "unwrap", func() error { time.Sleep(40 * time.Millisecond); return fails })
+		l.do(kindKey, "wrap", func() error { <-time.After(3 * time.Millisecond); return nil })
+		l.do(kindKey, "unwrap", func() error { <-time.After(40 * time.Millisecond); return fails })
 		l.do(kindKey, "wrap", func() error { return errOtherPlaintext })
-		l.do(kindPage, "read row", func() error { time.Sleep(time.Second); return nil })
+		l.do(kindPage, "read row", func() error { <-time.After(time.Second); return nil })
 
 		if s := l.slowest[kindKey]; s.op != "unwrap" || s.took != 40*time.Millisecond {
 			t.Errorf("the slowest is %+v", s)
@@ -38,12 +38,12 @@ func TestLoadFinishesWhatHasBegun(t *testing.T) {
 		l := newLoad()
 		finished := 0
 		l.every(10*time.Millisecond, func(ctx context.Context) {
-			time.Sleep(7 * time.Millisecond)
+			<-time.After(7 * time.Millisecond)
 			if ctx.Err() == nil {
 				finished++
 			}
 		})
-		time.Sleep(35 * time.Millisecond)
+		<-time.After(35 * time.Millisecond)
 		l.end()
 		if finished != 3 {
 			t.Errorf("%d operations finished, want 3", finished)
@@ -55,7 +55,7 @@ func TestAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
 		a := newAccount(&out)
-		time.Sleep(1500 * time.Millisecond)
+		<-time.After(1500 * time.Millisecond)
 		a.note("SIGKILL to the driver of %s", "hsm-a")
 		a.fact("failed", "%d", 0)
 		a.fact("longest stall", "%s", a.timing(timing{took: 12_345 * time.Microsecond, op: "wrap", at: time.Now()}))

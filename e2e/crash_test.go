@@ -1,0 +1,220 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/catalog/boltcat"
+	"kmsd/kms/client"
+)
+
+// crashes is how often kmsd is killed while it makes keys.
+const crashes = 50
+
+func TestNoKeyIsLostOrHalfMadeWhenKmsdIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	listen := freeAddress(t)
+	acks := &acknowledged{}
+	for round := range crashes {
+		s := startIn(t, dir, listen)
+		c := dial(t, s)
+		var drivers []int
+		for _, m := range group(t, c).Members {
+			drivers = append(drivers, m.DriverPID)
+		}
+		stop := makeKeys(t, c, acks, round)
+		pause := time.NewTimer(time.Duration(rand.IntN(150)) * time.Millisecond)
+		<-pause.C
+		s.Kill()
+		stop()
+		c.Close()
+		drivers = slices.DeleteFunc(drivers, func(pid int) bool { return pid == 0 })
+		awaitGone(t, 2*time.Second, drivers...)
+	}
+
+	s := startIn(t, dir, listen)
+	c := dial(t, s)
+	g, took := awaitWhole(t, c, 20*time.Second)
+	t.Logf("%d keys acknowledged through %d crashes; the catalog has %d versions; whole %v after the start", len(acks.keys), crashes, g.Keys, took)
+	if len(acks.keys) < crashes {
+		t.Errorf("only %d keys were acknowledged; it proves nothing below %d", len(acks.keys), crashes)
+	}
+	for _, k := range acks.keys {
+		got, err := c.Unwrap(t.Context(), k.name, k.wrapped, k.aad())
+		if err != nil || !bytes.Equal(got, k.plain) {
+			t.Errorf("key %s was acknowledged and does not unwrap: %v", k.name, err)
+		}
+	}
+	allVerify(t, c)
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := configOf(t, s)
+	living, gone := readCatalog(t, cfg.Catalog.Bolt.Path)
+	for _, m := range cfg.Groups[0].Members {
+		checkToken(t, cfg, m.Name, acks, living, gone)
+	}
+}
+
+// checkToken compares a token with the catalog, past kmsd.
+func checkToken(t *testing.T, cfg devConfig, member string, acks *acknowledged, living, gone map[string]bool) {
+	t.Helper()
+	d := openToken(t, cfg, member)
+	objects, err := d.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := map[string]bool{}
+	for _, o := range objects {
+		id := o.ID.String()
+		held[id] = true
+		if !living[id] {
+			t.Errorf("%s holds %s (%s), which the catalog does not know as living (destroyed: %v)", member, id, o.Label, gone[id])
+		}
+	}
+	for id := range living {
+		if !held[id] {
+			t.Errorf("%s does not hold %s", member, id)
+		}
+	}
+	for _, k := range acks.keys {
+		got, err := unwrapOn(t.Context(), d, k.wrapped, k.aad())
+		if err != nil || !bytes.Equal(got, k.plain) {
+			t.Errorf("%s does not unwrap what key %s wrapped: %v", member, k.name, err)
+		}
+	}
+	t.Logf("%s holds %d keys, the catalog %d", member, len(held), len(living))
+}
+
+// acknowledged is what kmsd has said yes to.
+type acknowledged struct {
+	mu   sync.Mutex // guards keys
+	keys []ackedKey
+}
+
+type ackedKey struct {
+	name           string
+	plain, wrapped []byte
+}
+
+func (k ackedKey) aad() []byte { return []byte("crash " + k.name) }
+
+// makeKeys makes and rotates keys until kmsd is gone or stop is called, which waits
+// for the last request.
+func makeKeys(t *testing.T, c *client.Client, acks *acknowledged, round int) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for worker := range 2 {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				name := fmt.Sprintf("key-%d-%d-%d", round, worker, n)
+				if err := acks.makeOne(ctx, c, name); err != nil {
+					if errors.Is(err, api.ErrInternal) || errors.Is(err, api.ErrExists) {
+						t.Errorf("making %s: %v", name, err)
+					}
+					return
+				}
+			}
+		})
+	}
+	return func() { cancel(); wg.Wait() }
+}
+
+// makeOne makes a key, wraps with it, rotates it and wraps again.
+func (a *acknowledged) makeOne(ctx context.Context, c *client.Client, name string) error {
+	if _, err := c.CreateMasterKey(ctx, name, api.KeyOptions{}); err != nil {
+		return err
+	}
+	if err := a.wrapOne(ctx, c, name); err != nil {
+		return err
+	}
+	if _, err := c.Rotate(ctx, name); err != nil {
+		return err
+	}
+	return a.wrapOne(ctx, c, name)
+}
+
+func (a *acknowledged) wrapOne(ctx context.Context, c *client.Client, name string) (err error) {
+	k := ackedKey{name: name, plain: random(32)}
+	if k.wrapped, err = c.Wrap(ctx, name, k.plain, k.aad()); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.keys = append(a.keys, k)
+	return nil
+}
+
+// readCatalog returns the identities of the living and of the destroyed versions,
+// and fails the test if an operation is still open.
+func readCatalog(t *testing.T, path string) (living, gone map[string]bool) {
+	t.Helper()
+	store, err := boltcat.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	cat := catalog.New(store)
+	living, gone = map[string]bool{}, map[string]bool{}
+	for k, err := range cat.Keys(t.Context(), "", "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range k.Versions {
+			living[v.Identity] = v.State != catalog.Destroyed
+		}
+	}
+	for tomb, err := range cat.Tombstones(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone[tomb.Identity] = true
+		if len(tomb.Pending) > 0 {
+			t.Errorf("%s is still to be destroyed on %v", tomb.Identity, tomb.Pending)
+		}
+	}
+	for in, err := range cat.Intents(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Errorf("an operation is still open: %+v", in)
+	}
+	return living, gone
+}
+
+// freeAddress returns an address on which nothing listens.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestDriversEndWithKmsd(t *testing.T) {
+	s := start(t)
+	var pids []int
+	for i, m := range group(t, dial(t, s)).Members {
+		pids = append(pids, m.DriverPID)
+		if i == 1 {
+			send(t, m.DriverPID, syscall.SIGSTOP) // also one that hangs
+		}
+	}
+	begin := time.Now()
+	s.Kill()
+	awaitGone(t, 2*time.Second, pids...)
+	t.Logf("gone %v after kmsd", time.Since(begin))
+}

@@ -1,0 +1,139 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"kmsd/kms/client"
+)
+
+// openLoad sends requests at a fixed rate whether or not earlier ones have been
+// answered, as many independent clients do. An answer's time counts from the moment
+// its request was due, so a stall shows on everything that it held up.
+type openLoad struct {
+	c    *client.Client
+	key  string
+	stop context.CancelFunc
+	done chan struct{} // closed when every request has been answered
+
+	mu  sync.Mutex // guards out
+	out outcome
+}
+
+// outcome is how requests ended.
+type outcome struct {
+	times    []time.Duration // of each answer
+	failures []error
+}
+
+// pairsPerSecond is how many wraps, each followed by an unwrap, are begun each
+// second.
+const pairsPerSecond = 500
+
+// startLoad begins to wrap and unwrap with the key.
+func startLoad(t *testing.T, c *client.Client, key string) *openLoad {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	l := &openLoad{c: c, key: key, stop: stop, done: make(chan struct{})}
+	go l.run(ctx)
+	t.Cleanup(func() { l.end() })
+	return l
+}
+
+func (l *openLoad) run(ctx context.Context) {
+	defer close(l.done)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	begin := time.Now()
+	for sent := 0; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for ; time.Since(begin) >= due(sent); sent++ {
+			at := begin.Add(due(sent))
+			wg.Go(func() { l.pair(at) })
+		}
+	}
+}
+
+func due(n int) time.Duration { return time.Duration(n) * time.Second / pairsPerSecond }
+
+// pair wraps at a moment and unwraps as soon as that is answered.
+func (l *openLoad) pair(at time.Time) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	plain, aad := random(32), []byte("open load")
+	wrapped, err := l.c.Wrap(ctx, l.key, plain, aad)
+	answered := l.record(at, "wrap", err)
+	if err != nil {
+		return
+	}
+	got, err := l.c.Unwrap(ctx, l.key, wrapped, aad)
+	if err == nil && !bytes.Equal(got, plain) {
+		err = errors.New("another plaintext came back")
+	}
+	l.record(answered, "unwrap", err)
+}
+
+func (l *openLoad) record(due time.Time, op string, err error) time.Time {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.out.times = append(l.out.times, now.Sub(due))
+	if err != nil {
+		l.out.failures = append(l.out.failures, fmt.Errorf("%s, after %v: %w", op, now.Sub(due), err))
+	}
+	return now
+}
+
+// take returns how the requests since the last take ended.
+func (l *openLoad) take() outcome {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	o := l.out
+	l.out = outcome{}
+	return o
+}
+
+// end waits for every answer and returns what take would.
+func (l *openLoad) end() outcome {
+	l.stop()
+	<-l.done
+	return l.take()
+}
+
+// quantile returns the time within which the share q of the requests was answered.
+func (o outcome) quantile(q float64) time.Duration {
+	if len(o.times) == 0 {
+		return 0
+	}
+	slices.Sort(o.times)
+	return o.times[int(q*float64(len(o.times)-1))]
+}
+
+func (o outcome) String() string {
+	return fmt.Sprintf("%d requests, %d failed, answered within %v (half), %v (99 %%), %v (all)",
+		len(o.times), len(o.failures), o.quantile(0.5), o.quantile(0.99), o.quantile(1))
+}
+
+// noneFailed fails the test when a request failed or there were fewer than least.
+func (o outcome) noneFailed(t *testing.T, least int) {
+	t.Helper()
+	t.Log(o)
+	if len(o.times) < least {
+		t.Errorf("only %d requests; it proves nothing below %d", len(o.times), least)
+	}
+	if len(o.failures) > 0 {
+		t.Errorf("%d of %d requests failed, the first: %v", len(o.failures), len(o.times), o.failures[0])
+	}
+}

@@ -1,0 +1,103 @@
+package e2e_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"kmsd/kms/api"
+)
+
+func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
+	dir := t.TempDir()
+	s := startIn(t, dir, "")
+	c := dial(t, s)
+	awaitWhole(t, c, 10*time.Second)
+	createKey(t, c, "shop")
+	cfg := configOf(t, s)
+	m := cfg.Groups[0].Members[1]
+	right := readSecret(t, m.PIN.File)
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	const wrong = "734268-wrong"
+	writePIN(t, m.PIN.File, []byte(wrong))
+	s = startIn(t, dir, "")
+	c = dial(t, s)
+	failed := awaitMember(t, c, m.Name, 10*time.Second, func(m api.Member) bool { return m.State == api.MemberFailed })
+	t.Logf("the reason: %s", failed.Reason)
+	if failed.CKR != "CKR_PIN_INCORRECT" || !strings.Contains(strings.ToLower(failed.Reason), "pin") {
+		t.Errorf("the member shows %s, %q; want CKR_PIN_INCORRECT and a reason that says PIN", failed.CKR, failed.Reason)
+	}
+	createKey(t, c, "made-without-it") // the others serve
+
+	// The same wrong PIN is not tried again, not even when an operator asks for it.
+	for range 5 {
+		c.Recover(t.Context(), "default", m.Name) // whether it is refused or in vain
+	}
+	awaitMember(t, c, m.Name, 5*time.Second, func(m api.Member) bool { return m.State == api.MemberFailed })
+	log, err := os.ReadFile(s.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(log, []byte(m.Name)) || !bytes.Contains(log, []byte("CKR_PIN_INCORRECT")) {
+		t.Error("the log does not name the member and CKR_PIN_INCORRECT")
+	}
+	if bytes.Contains(log, []byte(wrong)) || bytes.Contains(log, right) {
+		t.Error("a PIN is in the log")
+	}
+	checkNotLocked(t, m)
+
+	// A corrected file is enough; kmsd goes on running.
+	writePIN(t, m.PIN.File, right)
+	if err := c.Recover(t.Context(), "default", m.Name); err != nil {
+		t.Errorf("recovering: %v", err)
+	}
+	awaitWhole(t, c, recoveredIn)
+	allVerify(t, c)
+}
+
+func writePIN(t *testing.T, path string, pin []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, append(bytes.Clone(pin), '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkNotLocked asks the token itself, with a tool that is not ours.
+func checkNotLocked(t *testing.T, m memberConfig) {
+	t.Helper()
+	module := m.Settings["module"]
+	if module == "" {
+		module = softhsmModule(t)
+	}
+	out, errs, code := runProgram(t, []string{"SOFTHSM2_CONF=" + m.Settings["softhsm_conf"]}, "", "/usr/bin/pkcs11-tool",
+		"--module", module, "--list-token-slots")
+	if code != 0 {
+		t.Fatalf("pkcs11-tool: exit code %d: %s", code, errs)
+	}
+	if !strings.Contains(out, m.Settings["token_label"]) {
+		t.Fatalf("pkcs11-tool does not show token %s:\n%s", m.Settings["token_label"], out)
+	}
+	for _, bad := range []string{"user PIN locked", "final user PIN try"} {
+		if strings.Contains(out, bad) {
+			t.Errorf("the token says: %s\n%s", bad, out)
+		}
+	}
+}
+
+// softhsmModule finds SoftHSM where Debian puts it.
+func softhsmModule(t *testing.T) string {
+	t.Helper()
+	for _, pattern := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so"} {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[0]
+		}
+	}
+	t.Fatal("SoftHSM is not installed: apt-get install softhsm2")
+	return ""
+}
