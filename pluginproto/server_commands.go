@@ -18,7 +18,7 @@ const (
 
 	// maxProbes run at once in a driver, beside the workers: a probe must not wait
 	// behind what it is to find out about.
-	maxProbes = 4
+	maxProbes = 64
 )
 
 // batchStream is the driver's end of the command stream.
