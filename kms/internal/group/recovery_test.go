@@ -125,6 +125,7 @@ func TestManualAndAutomaticRecoveryAreOneAttempt(t *testing.T) {
 		h := r.hsms["a"]
 		h.set(func(h *hsm) { h.refusal = errors.New("no power") })
 		h.crash()
+		synctest.Wait()
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
