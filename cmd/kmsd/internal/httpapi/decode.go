@@ -80,7 +80,7 @@ func explain(err error) string {
 	case errors.As(err, &wrong) && wrong.Field == "":
 		return "the body is not a JSON object"
 	case errors.As(err, &wrong):
-		return fmt.Sprintf("field %q wants %s", clip(wrong.Field), jsonKind(wrong.Type))
+		return fmt.Sprintf("field %q wants %s", clip(jsonPath(wrong.Field)), jsonKind(wrong.Type))
 	case errors.As(err, &b64):
 		return fmt.Sprintf("a field is not standard base64: its character %d is wrong", int64(b64))
 	case strings.HasPrefix(err.Error(), unknown):
@@ -141,6 +141,13 @@ func (p params) duration(name string, def time.Duration) (time.Duration, error) 
 		return 0, badRequest(fmt.Sprintf("parameter %q wants a duration like 720h", name))
 	}
 	return d, nil
+}
+
+// jsonPath is the path of a field as the sender knows it: encoding/json puts the names
+// of embedded Go types into it, which begin with a capital as no field here does.
+func jsonPath(path string) string {
+	names := slices.DeleteFunc(strings.Split(path, "."), func(s string) bool { return s != "" && s[0] >= 'A' && s[0] <= 'Z' })
+	return strings.Join(names, ".")
 }
 
 // jsonKind names what a Go type is in JSON.

@@ -81,10 +81,11 @@ func (h *Handler) serveStream(c *call, s eventStream, w http.ResponseWriter, r *
 // while nothing happens. It ends, and closes both channels, when ctx does.
 func pump(ctx context.Context, s eventStream) (<-chan api.Event, <-chan struct{}) {
 	arrived, ended := make(chan api.Event), make(chan struct{})
+	events := s.events(ctx) // from here on nothing is missed
 	go func() {
 		defer close(ended)
 		defer close(arrived)
-		for e := range s.events(ctx) {
+		for e := range events {
 			if !s.show(e) {
 				continue
 			}

@@ -52,10 +52,10 @@ type Record struct {
 	Group         string
 	Key           string // a well-formed name, or ""
 	Member        string
-	Version       int  // of the key that was used; 0 when there were several or none
-	Items         int  // in a batch; 0 when it was none
-	Failed        int  // items of the batch that failed
-	AllowDegraded bool // fewer copies than min_copies were asked for
+	Version       int    // of the key that was used; 0 when there were several or none
+	Items         int    // in a batch; 0 when it was none
+	Failed        int    // items of the batch that failed
+	AllowDegraded bool   // fewer copies than min_copies were asked for
 	Outcome       string // "ok", or the code of the error
 	Duration      time.Duration
 }

@@ -1,0 +1,144 @@
+package httpapi_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/kms/api"
+	"kmsd/kms/api/apitest"
+	"kmsd/kms/client"
+)
+
+// The client over TLS keeps the promises of the service behind it.
+func TestServiceOverTLS(t *testing.T) {
+	apitest.Run(t, func(t *testing.T) api.Service {
+		return start(t, new(apitest.Memory), nil).client(t, nil)
+	})
+}
+
+// A certificate is as good as a token.
+func TestClientCertificate(t *testing.T) {
+	k := start(t, new(apitest.Memory), nil)
+	c := k.client(t, func(o *client.Options) {
+		o.Token = ""
+		o.Certificates = append(o.Certificates, k.ca.issue(t, "db1"))
+	})
+	if _, err := c.CreateMasterKey(t.Context(), "shop", api.KeyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if r := k.audit.take(); len(r) != 1 || r[0].Principal != "cert:db1" {
+		t.Errorf("audited %+v", r)
+	}
+}
+
+// A unix socket tells who is at its other end.
+func TestUnixSocket(t *testing.T) {
+	audit := new(auditLog)
+	h, err := httpapi.New(httpapi.Config{Service: new(apitest.Memory), Auth: tokens{}, Audit: audit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "kmsd.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httpapi.Server(h, nil, nil)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	defer func() {
+		_ = s.Shutdown(context.Background())
+		if err := <-served; err != http.ErrServerClosed {
+			t.Errorf("serving: %v", err)
+		}
+	}()
+	c, err := client.New("unix://"+path, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.CreateMasterKey(t.Context(), "shop", api.KeyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if r := audit.take(); len(r) != 1 || r[0].Principal != "local" || r[0].Remote[:5] != "unix:" {
+		t.Errorf("audited %+v", r)
+	}
+}
+
+// Recover reaches the service, and only for members that exist.
+func TestRecover(t *testing.T) {
+	k := start(t, new(apitest.Memory), nil)
+	c := k.client(t, nil)
+	if err := c.Recover(t.Context(), apitest.MemoryGroup, apitest.MemoryMember); err != nil {
+		t.Error(err)
+	}
+	if r := k.audit.take(); len(r) != 1 || r[0].Group != apitest.MemoryGroup || r[0].Member != apitest.MemoryMember {
+		t.Errorf("audited %+v", r)
+	}
+	k.ask(t, "POST", "/v1/groups/default/members/hsm-z/recover", adminToken, "").wants(t, 404, api.CodeNotFound)
+	k.ask(t, "POST", "/v1/groups/none/members/hsm-a/recover", adminToken, "").wants(t, 404, api.CodeNotFound)
+}
+
+func TestReady(t *testing.T) {
+	service := new(apitest.Memory)
+	k := start(t, service, nil)
+	c := k.client(t, func(o *client.Options) { o.Token = "" })
+	r, err := c.Ready(t.Context())
+	if err != nil || !r.Ready || len(r.Members) != 1 || r.Members[0].Member != apitest.MemoryMember {
+		t.Errorf("ready: %+v, %v", r, err)
+	}
+	unready := start(t, &apitest.Memory{Unready: true}, nil)
+	r, err = unready.client(t, nil).Ready(t.Context())
+	if err != nil || r.Ready || len(r.Members) != 1 {
+		t.Errorf("not ready: %+v, %v", r, err)
+	}
+	if a := unready.ask(t, "GET", "/readyz", "", ""); a.status != 503 {
+		t.Errorf("GET /readyz: %d %s", a.status, a.body)
+	}
+	if a := k.ask(t, "GET", "/livez", "", ""); a.status != 200 {
+		t.Errorf("GET /livez: %d %s", a.status, a.body)
+	}
+}
+
+// Event streams end when the server shuts down, long before their clients would.
+func TestShutdownEndsEvents(t *testing.T) {
+	service := new(apitest.Memory)
+	k := start(t, service, func(c *httpapi.Config) { c.Heartbeat = 10 * time.Millisecond })
+	c := k.client(t, func(o *client.Options) { o.Attempts = 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen, ended := make(chan api.Event, 100), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for e := range c.Events(ctx) {
+			seen <- e
+		}
+	}()
+	for service.Readers() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := c.Recover(t.Context(), apitest.MemoryGroup, apitest.MemoryMember); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-seen; e.Member != apitest.MemoryMember {
+		t.Errorf("event %+v", e)
+	}
+	shut, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	if err := k.server.Shutdown(shut); err != nil {
+		t.Errorf("shutting down with an open event stream: %v", err)
+	}
+	if e := <-seen; e.Type != api.EventDropped {
+		t.Errorf("the client reads %+v, want to hear that it misses something", e)
+	}
+	cancel()
+	<-ended
+	if n := service.Readers(); n != 0 {
+		t.Errorf("%d readers of events are left", n)
+	}
+}
