@@ -99,6 +99,8 @@ func TestKeysAreMadeWhileADriverIsFrozen(t *testing.T) {
 
 func isActive(m api.Member) bool { return m.State == api.MemberActive && m.Missing == 0 }
 
+func isFailed(m api.Member) bool { return m.State == api.MemberFailed }
+
 // settle lets the load run for a second; what came before is forgotten, as the
 // connections are only being made.
 func settle(t *testing.T, load *openLoad) {

@@ -70,12 +70,30 @@ func startIn(t *testing.T, dir, listen string) *devserver.Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	s, err := devserver.Start(ctx, devserver.Config{
-		Bin: bin, Dir: filepath.Join(dir, "kmsd"), Listen: listen, Log: filepath.Join(dir, "kmsd.log"),
-	})
+	s, err := devserver.Start(ctx, devserver.Config{Bin: bin, Dir: filepath.Join(dir, "kmsd"), Listen: listen})
 	if err != nil {
 		t.Fatal(err)
 	}
+	endWith(t, s)
+	return s
+}
+
+// serve runs "kmsd serve" on the configuration that s, which has been stopped, has
+// left; "kmsd dev" would write it anew.
+func serve(t *testing.T, s *devserver.Server) *devserver.Server {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	s, err := devserver.Serve(ctx, devserver.Config{Bin: bin, Dir: s.Dir}, s.Env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	endWith(t, s)
+	return s
+}
+
+// endWith ends the server with the test, and shows its log when the test failed.
+func endWith(t *testing.T, s *devserver.Server) {
 	t.Cleanup(func() {
 		s.Kill()
 		if t.Failed() {
@@ -83,7 +101,6 @@ func startIn(t *testing.T, dir, listen string) *devserver.Server {
 			t.Logf("the last that kmsd said:\n%s", b[max(0, len(b)-8000):])
 		}
 	})
-	return s
 }
 
 // dial makes a client that never tries again by itself, so that a test sees every

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"kmsd/kms/api"
 )
 
 func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
@@ -28,7 +26,7 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	writePIN(t, m.PIN.File, []byte(wrong))
 	s = startIn(t, dir, "")
 	c = dial(t, s)
-	failed := awaitMember(t, c, m.Name, 10*time.Second, func(m api.Member) bool { return m.State == api.MemberFailed })
+	failed := awaitMember(t, c, m.Name, 10*time.Second, isFailed)
 	t.Logf("the reason: %s", failed.Reason)
 	if failed.CKR != "CKR_PIN_INCORRECT" || !strings.Contains(strings.ToLower(failed.Reason), "pin") {
 		t.Errorf("the member shows %s, %q; want CKR_PIN_INCORRECT and a reason that says PIN", failed.CKR, failed.Reason)
@@ -39,7 +37,7 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	for range 5 {
 		c.Recover(t.Context(), "default", m.Name) // whether it is refused or in vain
 	}
-	awaitMember(t, c, m.Name, 5*time.Second, func(m api.Member) bool { return m.State == api.MemberFailed })
+	awaitMember(t, c, m.Name, 5*time.Second, isFailed)
 	log, err := os.ReadFile(s.Log)
 	if err != nil {
 		t.Fatal(err)

@@ -51,29 +51,50 @@ const pollInterval = 10 * time.Millisecond
 
 // Start runs "kmsd dev" and returns when it answers. When ctx ends before that, the
 // process is killed; after Start has returned, only Stop and Kill end it.
-func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
+func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Members == 0 {
 		cfg.Members = 3
 	}
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
-	if cfg.Log == "" {
-		cfg.Log = filepath.Clean(cfg.Dir) + ".log"
+	// An env.sh that an earlier process left must not be taken for this one's.
+	path := filepath.Join(cfg.Dir, "env.sh")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("starting kmsd in %s: %w", cfg.Dir, err)
 	}
-	return start(ctx, cfg, "dev", "--dir", cfg.Dir, "--members", strconv.Itoa(cfg.Members), "--listen", cfg.Listen)
+	args := []string{"dev", "--dir", cfg.Dir, "--members", strconv.Itoa(cfg.Members), "--listen", cfg.Listen}
+	return start(ctx, cfg, args, func(s *Server) (err error) {
+		s.Env, err = ReadEnv(path)
+		return err
+	})
 }
 
-func start(ctx context.Context, cfg Config, args ...string) (_ *Server, err error) {
+// Serve runs "kmsd serve" on the configuration that an earlier Start has left in
+// cfg.Dir, as it is now. Env is that of the earlier server.
+func Serve(ctx context.Context, cfg Config, env Env) (*Server, error) {
+	c, err := env.Client(1)
+	if err != nil {
+		return nil, fmt.Errorf("starting kmsd in %s: %w", cfg.Dir, err)
+	}
+	defer c.Close()
+	args := []string{"serve", "-c", filepath.Join(cfg.Dir, "kmsd.yaml")}
+	return start(ctx, cfg, args, func(s *Server) error {
+		s.Env = env
+		_, err := c.Ready(ctx)
+		return err
+	})
+}
+
+// start runs kmsd until answers, which is called again and again, returns nil.
+func start(ctx context.Context, cfg Config, args []string, answers func(*Server) error) (_ *Server, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("starting kmsd in %s: %w", cfg.Dir, err)
 		}
 	}()
-	// An env.sh that an earlier process left must not be taken for this one's.
-	env := filepath.Join(cfg.Dir, "env.sh")
-	if err := os.Remove(env); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	if cfg.Log == "" {
+		cfg.Log = filepath.Clean(cfg.Dir) + ".log"
 	}
 	log, err := os.OpenFile(cfg.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -95,24 +116,22 @@ func start(ctx context.Context, cfg Config, args ...string) (_ *Server, err erro
 		s.err = s.cmd.Wait()
 		close(s.done)
 	}()
-	if err := s.await(ctx, env); err != nil {
+	if err := s.await(ctx, answers); err != nil {
 		s.Kill()
 		return nil, fmt.Errorf("%w; it said:\n%s", err, tail(cfg.Log, 2000))
 	}
 	return s, nil
 }
 
-// await waits for the env.sh that kmsd writes once it answers.
-func (s *Server) await(ctx context.Context, path string) error {
+// await waits until the process answers, or has ended.
+func (s *Server) await(ctx context.Context, answers func(*Server) error) error {
 	return Poll(ctx, func() error {
 		select {
 		case <-s.done:
 			return Final(fmt.Errorf("the process ended: %v", s.err))
 		default:
+			return answers(s)
 		}
-		var err error
-		s.Env, err = ReadEnv(path)
-		return err
 	})
 }
 
