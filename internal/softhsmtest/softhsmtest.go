@@ -1,0 +1,106 @@
+// Package softhsmtest answers: where does a test get a SoftHSM token?
+//
+// Tokens live in the test's own directory and vanish with it. A machine without
+// SoftHSM fails the test with a sentence that says how to install it; nothing is
+// skipped.
+package softhsmtest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// PIN and SOPIN are those of every token made here. They guard nothing.
+const (
+	PIN   = "1234-user"
+	SOPIN = "5678-officer"
+)
+
+const install = "install SoftHSM 2 (Debian: apt-get install softhsm2)"
+
+// modules is where distributions put the library.
+var modules = [...]string{
+	"/usr/lib/softhsm/libsofthsm2.so",
+	"/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+	"/usr/lib64/libsofthsm2.so",
+	"/usr/local/lib/softhsm/libsofthsm2.so",
+	"/opt/homebrew/lib/softhsm/libsofthsm2.so",
+}
+
+// Module returns the path of SoftHSM's library.
+func Module(t testing.TB) string {
+	t.Helper()
+	for _, path := range modules {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("no SoftHSM library at any of %v: %s", modules, install)
+	return ""
+}
+
+// Store is a directory of tokens with its own configuration file.
+type Store struct {
+	Conf string // path of softhsm2.conf
+	dir  string
+
+	mu sync.Mutex // SoftHSM's tool does not like to run twice in one store
+}
+
+// NewStore makes an empty store.
+func NewStore(t testing.TB) *Store {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Store{Conf: filepath.Join(dir, "softhsm2.conf"), dir: filepath.Join(dir, "tokens")}
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n", s.dir)
+	if err := os.WriteFile(s.Conf, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Add makes a token with a label in the store, with [PIN] and [SOPIN].
+func (s *Store) Add(t testing.TB, label string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tool, err := exec.LookPath("softhsm2-util")
+	if err != nil {
+		t.Fatalf("no softhsm2-util: %s", install)
+	}
+	// The PIN is on a command line here, as it never is outside of tests.
+	cmd := exec.CommandContext(t.Context(), tool, "--module", Module(t), "--init-token", "--free",
+		"--label", label, "--pin", PIN, "--so-pin", SOPIN)
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+s.Conf)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("making the token %s: %v\n%s", label, err, out)
+	}
+}
+
+// Wipe removes every token of the store, as if the HSMs had been pulled out.
+func (s *Store) Wipe(t testing.TB) {
+	t.Helper()
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// NewToken makes a store with one token and returns the path of its
+// configuration and the user PIN.
+func NewToken(t testing.TB, label string) (conf, pin string) {
+	t.Helper()
+	s := NewStore(t)
+	s.Add(t, label)
+	return s.Conf, PIN
+}

@@ -1,0 +1,274 @@
+package p11
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/asn1"
+	"math/big"
+	"slices"
+
+	"github.com/miekg/pkcs11"
+
+	"kmsd/pluginproto"
+)
+
+// CKM_AES_KEY_WRAP_PAD is missing from the binding's constants under this name in
+// some versions. PKCS#11 2.40, section 2.14: NIST SP 800-38F KWP, RFC 5649.
+const ckmAESKeyWrapPad = 0x0000210A
+
+// CloneStep implements [pluginproto.Driver]. A clone has one step at each end:
+// the source wraps the key under the domain key, the target unwraps it.
+func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	op := "cloning the key " + req.Key.String()
+	if req.Step != 0 {
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "there is no step %d, a clone has step 0 at each end", req.Step)
+	}
+	switch req.Role {
+	case pluginproto.CloneSource:
+		if len(req.Blob) != 0 {
+			return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "the source takes no blob")
+		}
+		return call(ctx, d, d.rare, func(s *session) (out pluginproto.CloneReply, err error) {
+			err = s.read(func() error {
+				out, err = s.cloneOut(op, req)
+				return err
+			})
+			return out, err
+		})
+	case pluginproto.CloneTarget:
+		req.Blob = slices.Clone(req.Blob)
+		return call(ctx, d, d.rare, func(s *session) (pluginproto.CloneReply, error) { return s.cloneIn(op, req) })
+	default:
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "there is no role %d", req.Role)
+	}
+}
+
+// cloneOut wraps a key.
+func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	o, err := s.key(req.Key)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	obj, ok, err := s.object(req.Key, o)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	if !ok {
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "it is of a type that is not supported")
+	}
+	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(ckmAESKeyWrapPad, nil), s.c.domainKey, append(o.secret, o.private...)[0])
+	if err != nil {
+		return pluginproto.CloneReply{}, fail(op, err)
+	}
+	b := blob{transfer: req.Transfer, object: obj, wrapped: wrapped}
+	out, err := b.encode(s.d.secrets.domain)
+	if err != nil {
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
+	}
+	return pluginproto.CloneReply{Blob: out, Done: true}, nil
+}
+
+// cloneIn unwraps a key into a session object, proves it there, and only then
+// puts it on the token. What an attempt that was cut short left behind is found
+// and completed by the next.
+func (s *session) cloneIn(op string, req pluginproto.CloneRequest) (out pluginproto.CloneReply, err error) {
+	var b *blob
+	var made halves
+	err = s.read(func() (err error) {
+		if b, err = s.acceptBlob(op, req); err != nil {
+			return err
+		}
+		if out, err = s.heldAlready(op, b); err != nil || out.Done {
+			return err
+		}
+		made, err = s.unwrap(op, b)
+		return err
+	})
+	if err != nil || out.Done {
+		return out, err
+	}
+	if err := s.write(func() error { return s.complete(op, b, made) }); err != nil {
+		return out, err
+	}
+	err = s.read(func() error {
+		obj, err := s.inspect(b.object.ID)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(obj.CheckValue, b.object.CheckValue) {
+			return pluginproto.Errorf(pluginproto.ClassMember, op, "the key has another check value on the token than in the session")
+		}
+		out = pluginproto.CloneReply{Done: true, Object: &obj}
+		return nil
+	})
+	return out, err
+}
+
+// acceptBlob checks that a blob is authentic and is the one that was asked for.
+func (s *session) acceptBlob(op string, req pluginproto.CloneRequest) (*blob, error) {
+	b, err := decodeBlob(s.d.secrets.domain, req.Blob)
+	switch {
+	case err != nil:
+		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "reading the blob: %v", err)
+	case b.transfer != req.Transfer:
+		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob belongs to another transfer")
+	case b.object.ID != req.Key:
+		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob holds the key %s", b.object.ID)
+	}
+	return b, nil
+}
+
+// heldAlready answers for a key that the token holds. One with the same bytes
+// makes the clone a success; any other is refused and stays as it is.
+func (s *session) heldAlready(op string, b *blob) (pluginproto.CloneReply, error) {
+	o, err := s.objects(b.object.ID)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	if !o.whole() {
+		return pluginproto.CloneReply{}, nil // nothing, or a half, which complete looks at
+	}
+	obj, ok, err := s.object(b.object.ID, o)
+	if err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	if !ok || obj.Type != b.object.Type || !bytes.Equal(obj.CheckValue, b.object.CheckValue) {
+		return pluginproto.CloneReply{}, errOther(op)
+	}
+	if !obj.Type.Symmetric() {
+		matches, err := s.provePair(o.private[0], obj.Type, obj.Public)
+		if err != nil {
+			return pluginproto.CloneReply{}, err
+		}
+		if !matches {
+			return pluginproto.CloneReply{}, errOther(op)
+		}
+	}
+	return pluginproto.CloneReply{Done: true, Object: &obj}, nil
+}
+
+func errOther(op string) error {
+	return pluginproto.Errorf(pluginproto.ClassCaller, op,
+		"the token holds another key under this identity; it is not overwritten: find out which one is right and destroy the other")
+}
+
+// unwrap makes session objects of a blob and proves that they are the key that
+// the source described.
+func (s *session) unwrap(op string, b *blob) (made halves, err error) {
+	k, err := kindOf(b.object.Type)
+	if err != nil {
+		return made, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.destroy(made)
+			made = halves{}
+		}
+	}()
+	h, err := s.c.lib.UnwrapKey(s.h, mechanism(ckmAESKeyWrapPad, nil), s.c.domainKey, b.wrapped,
+		template(classAttrs(b.object.Type, k.ckk), common(b.object.ID, b.object.Label, false), secretAttrs(b.object.Type)))
+	if err != nil {
+		return made, fail(op, err)
+	}
+	if b.object.Type.Symmetric() {
+		made.secret = append(made.secret, h)
+		return made, s.proveSecret(op, h, b.object)
+	}
+	made.private = append(made.private, h)
+	matches, err := s.provePair(h, b.object.Type, b.object.Public)
+	if err != nil {
+		return made, err
+	}
+	if !matches {
+		return made, errNotDescribed(op)
+	}
+	public, err := s.importPublic(op, b.object, k)
+	if err != nil {
+		return made, err
+	}
+	made.public = append(made.public, public)
+	return made, nil
+}
+
+func (s *session) proveSecret(op string, h pkcs11.ObjectHandle, want pluginproto.Object) error {
+	d, err := s.describeSecret(h)
+	if err != nil {
+		return err
+	}
+	check, err := s.checkSecret(h, want.Type)
+	if err != nil {
+		return err
+	}
+	if d.typ != want.Type || !bytes.Equal(check, want.CheckValue) {
+		return errNotDescribed(op)
+	}
+	return nil
+}
+
+func errNotDescribed(op string) error {
+	return pluginproto.Errorf(pluginproto.ClassCaller, op, "the unwrapped key is not the one that the source described")
+}
+
+// importPublic makes a session object of a public half.
+func (s *session) importPublic(op string, obj pluginproto.Object, k kind) (pkcs11.ObjectHandle, error) {
+	pub, err := parsePublic(obj.Public, obj.Type)
+	if err != nil {
+		return 0, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
+	}
+	value := []attr{{pkcs11.CKA_CLASS, uint(pkcs11.CKO_PUBLIC_KEY)}, {pkcs11.CKA_KEY_TYPE, k.ckk}}
+	switch pub := pub.(type) {
+	case *rsa.PublicKey:
+		value = append(value,
+			attr{pkcs11.CKA_MODULUS, pub.N.Bytes()},
+			attr{pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(pub.E)).Bytes()})
+	case *ecdsa.PublicKey:
+		raw, err := pub.Bytes()
+		if err != nil {
+			return 0, pluginproto.Errorf(pluginproto.ClassCaller, op, "writing the point: %v", err)
+		}
+		point, err := asn1.Marshal(raw)
+		if err != nil {
+			return 0, pluginproto.Errorf(pluginproto.ClassCaller, op, "writing the point: %v", err)
+		}
+		value = append(value, attr{pkcs11.CKA_EC_PARAMS, k.oid}, attr{pkcs11.CKA_EC_POINT, point})
+	}
+	h, err := s.c.lib.CreateObject(s.h, template(value, common(obj.ID, obj.Label, false), publicAttrs(obj.Type)))
+	return h, fail(op, err)
+}
+
+// complete puts an unwrapped key on the token. Half of a pair that is there
+// already, from a clone or a generation that was cut short, is completed if it is
+// of the same key, and refused if not. Called under the write lock.
+func (s *session) complete(op string, b *blob, made halves) error {
+	defer func() { _ = s.destroy(made) }()
+	o, err := s.objects(b.object.ID)
+	if err != nil {
+		return err
+	}
+	switch pair := !b.object.Type.Symmetric(); {
+	case len(o.all()) == 0:
+		return s.place(made)
+	case pair && len(o.all()) == 1 && len(o.public) == 1:
+		d, err := s.describePublic(o.public[0])
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(d.spki, b.object.Public) {
+			return errOther(op)
+		}
+		return s.place(halves{private: made.private})
+	case pair && len(o.all()) == 1 && len(o.private) == 1:
+		matches, err := s.provePair(o.private[0], b.object.Type, b.object.Public)
+		if err != nil {
+			return err
+		}
+		if !matches {
+			return errOther(op)
+		}
+		return s.place(halves{public: made.public})
+	default:
+		return errOther(op)
+	}
+}

@@ -1,0 +1,229 @@
+package p11
+
+import (
+	"context"
+	"crypto"
+	"crypto/hmac"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/miekg/pkcs11"
+
+	"kmsd/pluginproto"
+)
+
+// Do implements [pluginproto.Driver].
+func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Result, error) {
+	if err := cmd.Check(); err != nil {
+		return pluginproto.Result{}, err
+	}
+	// The worker may outlive the caller, so it gets copies.
+	cmd.Input = slices.Clone(cmd.Input)
+	cmd.IV = slices.Clone(cmd.IV)
+	cmd.AAD = slices.Clone(cmd.AAD)
+	cmd.Signature = slices.Clone(cmd.Signature)
+	var l *lane
+	var run func(*session, pluginproto.Command) (pluginproto.Result, error)
+	switch {
+	case cmd.Op == pluginproto.OpProbe:
+		l, run = d.probe, (*session).runProbe
+	case cmd.Op == pluginproto.OpRandom:
+		l, run = d.fast, (*session).random
+	case cmd.Mech == pluginproto.AESGCM:
+		l, run = d.fast, (*session).gcm
+	case cmd.Mech == pluginproto.HMAC:
+		l, run = d.fast, (*session).hmac
+	default:
+		l, run = d.slow, (*session).pair
+	}
+	// Input may be a plaintext. It is wiped by the worker, when no retry can need
+	// it any more; a job that a full lane never took leaves it to the collector.
+	return call(ctx, d, l, func(s *session) (out pluginproto.Result, err error) {
+		err = s.read(func() error {
+			out, err = run(s, cmd)
+			return err
+		})
+		if cmd.Op == pluginproto.OpEncrypt && (err == nil || !isGone(err)) {
+			clear(cmd.Input)
+		}
+		return out, err
+	})
+}
+
+func opName(op pluginproto.Op) string {
+	switch op {
+	case pluginproto.OpEncrypt:
+		return "encrypting"
+	case pluginproto.OpDecrypt:
+		return "decrypting"
+	case pluginproto.OpSign:
+		return "signing"
+	case pluginproto.OpVerify:
+		return "verifying"
+	case pluginproto.OpMAC:
+		return "computing a MAC"
+	case pluginproto.OpRandom:
+		return "drawing random bytes"
+	case pluginproto.OpProbe:
+		return "probing the token"
+	default:
+		return fmt.Sprintf("running operation %d", op)
+	}
+}
+
+func hashOf(h pluginproto.Hash) (crypto.Hash, error) {
+	switch h {
+	case pluginproto.SHA256:
+		return crypto.SHA256, nil
+	case pluginproto.SHA384:
+		return crypto.SHA384, nil
+	case pluginproto.SHA512:
+		return crypto.SHA512, nil
+	default:
+		return 0, fmt.Errorf("there is no hash %d", h)
+	}
+}
+
+// use returns a key for a command, provided that its type goes with it.
+func (s *session) use(cmd pluginproto.Command, types ...pluginproto.KeyType) (*cachedKey, error) {
+	k, err := s.cached(cmd.Key)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(types, k.typ) {
+		return nil, &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: pkcs11.CKR_KEY_TYPE_INCONSISTENT,
+			Op: opName(cmd.Op), Msg: fmt.Sprintf("a key of type %s does not do that", k.typ)}
+	}
+	return k, nil
+}
+
+func (s *session) gcm(cmd pluginproto.Command) (pluginproto.Result, error) {
+	k, err := s.use(cmd, pluginproto.AES128, pluginproto.AES256)
+	if err != nil {
+		return pluginproto.Result{}, err
+	}
+	if cmd.Op == pluginproto.OpEncrypt {
+		out, iv, err := s.seal(k.use, cmd.IV, cmd.AAD, cmd.Input)
+		return pluginproto.Result{Output: out, IV: iv}, fail(opName(cmd.Op), err)
+	}
+	out, err := s.open(k.use, cmd.IV, cmd.AAD, cmd.Input)
+	if err != nil {
+		return pluginproto.Result{}, s.explainTag(err)
+	}
+	return pluginproto.Result{Output: out, IV: cmd.IV}, nil
+}
+
+func (s *session) seal(key pkcs11.ObjectHandle, iv, aad, plaintext []byte) (out, used []byte, err error) {
+	p := pkcs11.NewGCMParams(iv, aad, 8*pluginproto.GCMTagSize)
+	defer p.Free()
+	if err := s.c.lib.EncryptInit(s.h, mechanism(pkcs11.CKM_AES_GCM, p), key); err != nil {
+		return nil, nil, err
+	}
+	if out, err = s.c.lib.Encrypt(s.h, plaintext); err != nil {
+		return nil, nil, err
+	}
+	if len(out) != len(plaintext)+pluginproto.GCMTagSize {
+		return nil, nil, pluginproto.Errorf(pluginproto.ClassMember, "encrypting", "the token answered %d bytes to %d", len(out), len(plaintext))
+	}
+	return out, p.IV(), nil
+}
+
+// errTag wraps what C_Decrypt answered after C_DecryptInit went well.
+type errTag struct{ err error }
+
+func (e errTag) Error() string { return e.err.Error() }
+func (e errTag) Unwrap() error { return e.err }
+
+func (s *session) open(key pkcs11.ObjectHandle, iv, aad, ciphertext []byte) ([]byte, error) {
+	p := pkcs11.NewGCMParams(iv, aad, 8*pluginproto.GCMTagSize)
+	defer p.Free()
+	if err := s.c.lib.DecryptInit(s.h, mechanism(pkcs11.CKM_AES_GCM, p), key); err != nil {
+		return nil, err
+	}
+	out, err := s.c.lib.Decrypt(s.h, ciphertext)
+	if err != nil {
+		return nil, errTag{err}
+	}
+	if len(out) != len(ciphertext)-pluginproto.GCMTagSize {
+		return nil, pluginproto.Errorf(pluginproto.ClassMember, "decrypting", "the token answered %d bytes to %d", len(out), len(ciphertext))
+	}
+	return out, nil
+}
+
+// explainTag tells data that does not authenticate from trouble with the device,
+// which some libraries say with one return value.
+func (s *session) explainTag(err error) error {
+	const op = "decrypting"
+	ckr, known := ckrOf(err)
+	if !errors.As(err, new(errTag)) || !known {
+		return fail(op, err)
+	}
+	certain := ckr == pkcs11.CKR_ENCRYPTED_DATA_INVALID || ckr == pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE
+	if !certain && (ckr != s.d.quirks.GCMTagFault || s.roundTrip() != nil) {
+		return fail(op, err)
+	}
+	return &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: pluginproto.CKREncryptedDataInvalid, Op: op,
+		Msg: "the ciphertext does not authenticate under this key, IV and additional data"}
+}
+
+func (s *session) runProbe(pluginproto.Command) (pluginproto.Result, error) {
+	return pluginproto.Result{}, fail(opName(pluginproto.OpProbe), s.roundTrip())
+}
+
+// roundTrip encrypts and decrypts under the probe key.
+func (s *session) roundTrip() error {
+	var text [32]byte
+	iv := make([]byte, pluginproto.GCMIVSize)
+	_, _ = rand.Read(iv) // never fails
+	sealed, used, err := s.seal(s.c.probeKey, iv, nil, text[:])
+	if err != nil {
+		return err
+	}
+	opened, err := s.open(s.c.probeKey, used, nil, sealed)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(opened, text[:]) {
+		return pluginproto.Errorf(pluginproto.ClassMember, "probing the token", "it decrypted something other than was encrypted")
+	}
+	return nil
+}
+
+func (s *session) random(cmd pluginproto.Command) (pluginproto.Result, error) {
+	out, err := s.c.lib.GenerateRandom(s.h, cmd.Length)
+	if err == nil && len(out) != cmd.Length {
+		err = pluginproto.Errorf(pluginproto.ClassMember, opName(cmd.Op), "the token answered %d bytes to %d", len(out), cmd.Length)
+	}
+	return pluginproto.Result{Output: out}, fail(opName(cmd.Op), err)
+}
+
+func (s *session) hmac(cmd pluginproto.Command) (pluginproto.Result, error) {
+	op := opName(cmd.Op)
+	k, err := s.use(cmd, pluginproto.HMACSHA256)
+	if err != nil {
+		return pluginproto.Result{}, err
+	}
+	if err := s.c.lib.SignInit(s.h, mechanism(pkcs11.CKM_SHA256_HMAC, nil), k.use); err != nil {
+		return pluginproto.Result{}, fail(op, err)
+	}
+	mac, err := s.c.lib.Sign(s.h, cmd.Input)
+	if err != nil {
+		return pluginproto.Result{}, fail(op, err)
+	}
+	if len(mac) != crypto.SHA256.Size() {
+		return pluginproto.Result{}, pluginproto.Errorf(pluginproto.ClassMember, op, "the token answered %d bytes", len(mac))
+	}
+	if cmd.Op == pluginproto.OpMAC {
+		return pluginproto.Result{Output: mac}, nil
+	}
+	if !hmac.Equal(mac, cmd.Signature) {
+		return pluginproto.Result{}, signatureInvalid()
+	}
+	return pluginproto.Result{}, nil
+}
+
+func signatureInvalid() error {
+	return &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: pluginproto.CKRSignatureInvalid, Op: opName(pluginproto.OpVerify)}
+}

@@ -1,0 +1,297 @@
+package p11
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/miekg/pkcs11"
+
+	"kmsd/pluginproto"
+)
+
+// Options are what a driver's main gives beside the quirks.
+type Options struct {
+	// Version is shown in status beside the driver's name.
+	Version string
+	// Logger takes what an operator should know. Nil means nothing is logged.
+	Logger hclog.Logger
+}
+
+// Driver is one token behind one PKCS#11 library. It implements
+// [pluginproto.Driver].
+type Driver struct {
+	quirks  Quirks
+	version string
+	log     hclog.Logger
+
+	fast, slow, probe, rare *lane
+	quit                    chan struct{}  // closed by Close
+	wg                      sync.WaitGroup // workers, and Open while it runs
+
+	life           sync.Mutex // guards opened and closed
+	opened, closed bool
+
+	// mu guards the fields below. It is held for reading during every call into
+	// the library, for writing while the connection changes and while objects on
+	// the token do.
+	mu       sync.RWMutex
+	settings settings
+	secrets  secrets
+	conn     *conn // nil before Open, after Close and when lost
+	lost     error // why conn could not be made anew; final
+	serial   string
+}
+
+var _ pluginproto.Driver = (*Driver)(nil)
+
+// New returns a driver that has not been opened.
+func New(q Quirks, opts Options) *Driver {
+	log := opts.Logger
+	if log == nil {
+		log = hclog.NewNullLogger()
+	}
+	return &Driver{quirks: q, version: opts.Version, log: log, quit: make(chan struct{})}
+}
+
+// workers is how many sessions there are for work: the lanes', one for probes and
+// one for rare calls.
+func (d *Driver) workers() int { return d.quirks.fastWorkers() + d.quirks.slowWorkers() + 2 }
+
+// Open implements [pluginproto.Driver]. A PIN is tried once.
+func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginproto.TokenInfo, error) {
+	const op = "opening the driver"
+	s, err := d.quirks.readSettings(req.Settings)
+	if err != nil {
+		return pluginproto.TokenInfo{}, err
+	}
+	if len(req.PIN) == 0 {
+		return pluginproto.TokenInfo{}, permanent(op, "no PIN is given")
+	}
+	dom, err := newDomain(req.Domain)
+	if err != nil {
+		return pluginproto.TokenInfo{}, err
+	}
+
+	d.life.Lock()
+	defer d.life.Unlock()
+	if d.opened || d.closed {
+		dom.wipe()
+		return pluginproto.TokenInfo{}, pluginproto.Errorf(pluginproto.ClassMember, op, "a driver is opened once; start a new one")
+	}
+	d.opened = true
+	sec := secrets{pin: append([]byte(nil), req.PIN...), domain: dom}
+
+	type answer struct {
+		info pluginproto.TokenInfo
+		err  error
+	}
+	done := make(chan answer, 1)
+	d.wg.Go(func() {
+		info, err := d.connect(s, sec)
+		done <- answer{info, err}
+	})
+	select {
+	case a := <-done:
+		if a.err == nil {
+			d.startLanes()
+		}
+		return a.info, a.err
+	case <-ctx.Done():
+		// The library may be hanging in there. Close waits for it.
+		return pluginproto.TokenInfo{}, ctx.Err()
+	}
+}
+
+// connect makes the first connection.
+func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, err := dial(s, &sec, d.workers())
+	if err != nil {
+		sec.wipe()
+		d.lost = err
+		return pluginproto.TokenInfo{}, err
+	}
+	d.settings, d.secrets, d.conn, d.serial = s, sec, c, c.place.info.SerialNumber
+	info := c.tokenInfo()
+	info.DomainCheck = append([]byte(nil), sec.domain.check...)
+	info.Driver = d.quirks.Driver
+	if d.version != "" {
+		info.Driver += " " + d.version
+	}
+	return info, nil
+}
+
+func (d *Driver) startLanes() {
+	next := 0
+	lane := func(n int) *lane {
+		l := newLane(&d.wg, d.quit, next, n)
+		next += n
+		return l
+	}
+	d.fast = lane(d.quirks.fastWorkers())
+	d.slow = lane(d.quirks.slowWorkers())
+	d.probe = lane(1)
+	d.rare = lane(1)
+}
+
+// closeGrace is how long Close waits for calls that are inside the library.
+const closeGrace = 5 * time.Second
+
+// Close implements [pluginproto.Driver]. It may be called more than once.
+func (d *Driver) Close() error {
+	d.life.Lock()
+	defer d.life.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	close(d.quit)
+	done := make(chan struct{})
+	go func() { // ends with the last call inside the library
+		defer close(done)
+		d.wg.Wait()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.conn != nil {
+			d.conn.close()
+			d.conn = nil
+		}
+		d.secrets.wipe()
+	}()
+	wait := time.NewTimer(closeGrace)
+	defer wait.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-wait.C:
+		return pluginproto.Errorf(pluginproto.ClassMember, "closing the driver",
+			"a call into the PKCS#11 library has not come back in %v; end the process", closeGrace)
+	}
+}
+
+// session is a worker's session for one attempt at a call.
+type session struct {
+	d *Driver
+	c *conn
+	h pkcs11.SessionHandle
+}
+
+// read runs f, which calls into the library and writes nothing to the token.
+func (s *session) read(f func() error) error {
+	s.d.mu.RLock()
+	defer s.d.mu.RUnlock()
+	if s.d.conn != s.c {
+		return errEpoch
+	}
+	return f()
+}
+
+// write runs f, which creates, changes or destroys objects on the token, while no
+// other call is inside the library. f must be short.
+func (s *session) write(f func() error) error {
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	if s.d.conn != s.c {
+		return errEpoch
+	}
+	return f()
+}
+
+// call runs f on a worker of a lane and, when the connection turns out to be
+// lost, once more on a new one. T must not share memory with the caller's values.
+func call[T any](ctx context.Context, d *Driver, l *lane, f func(*session) (T, error)) (T, error) {
+	var out T
+	err := l.do(ctx, func(worker int) (err error) {
+		out, err = attempt(d, worker, f)
+		return err
+	})
+	if err != nil {
+		var zero T
+		return zero, err // out may still be written to: leave it alone
+	}
+	return out, nil
+}
+
+func attempt[T any](d *Driver, worker int, f func(*session) (T, error)) (T, error) {
+	var zero T
+	for tries := 0; ; {
+		s, err := d.session(worker)
+		if err != nil {
+			return zero, err
+		}
+		out, err := f(s)
+		if err == nil {
+			return out, nil
+		}
+		if !isGone(err) {
+			return zero, err
+		}
+		if !errors.Is(err, errEpoch) { // that one never reached the token
+			tries++
+		}
+		if tries == 2 {
+			return zero, lost(err)
+		}
+		if err := d.revive(s.c); err != nil {
+			return zero, err
+		}
+	}
+}
+
+func (d *Driver) session(worker int) (*session, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	switch {
+	case d.lost != nil:
+		return nil, d.lost
+	case d.conn == nil:
+		return nil, errClosed()
+	}
+	return &session{d: d, c: d.conn, h: d.conn.workers[worker]}, nil
+}
+
+// revive makes the connection c anew if it is dead. One worker does it; the
+// others wait for the lock and find it done.
+func (d *Driver) revive(c *conn) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != c {
+		return nil // somebody was here first; session says how it went
+	}
+	if c.alive() {
+		c.forget() // only a cached handle was stale
+		return nil
+	}
+	d.log.Warn("sessions of the token are lost, connecting again", "serial", d.serial)
+	c.close()
+	d.conn = nil
+	next, err := dial(d.settings, &d.secrets, d.workers())
+	if err == nil && next.place.info.SerialNumber != d.serial {
+		err = permanent("connecting to the token again",
+			"it has the serial number "+next.place.info.SerialNumber+" where it had "+d.serial+": the token was replaced")
+		next.close()
+	}
+	if err != nil {
+		d.lost = lost(err)
+		return d.lost
+	}
+	d.conn = next
+	d.log.Info("the token is connected again", "serial", d.serial)
+	return nil
+}
+
+// lost makes a member failure of whatever stopped a new connection.
+func lost(err error) error {
+	e := &pluginproto.Error{Class: pluginproto.ClassMember, Op: "connecting to the token again", CKR: pluginproto.CKRDeviceError}
+	if was := (*pluginproto.Error)(nil); errors.As(err, &was) {
+		e.CKR, e.Permanent, e.Msg = was.CKR, was.Permanent, was.Msg
+		e.Op += ": " + was.Op
+		return e
+	}
+	e.Msg = err.Error()
+	return e
+}

@@ -1,0 +1,69 @@
+package p11
+
+import (
+	"github.com/miekg/pkcs11"
+
+	"kmsd/pluginproto"
+)
+
+// What tests do behind the driver's back, through the library it uses. They take
+// the lock as a call of the driver's own would: SoftHSM does not survive losing a
+// session that a call is using, and a real device has a lock of its own there.
+
+// CloseAllSessions takes all sessions away, as a reboot of the HSM does.
+func (d *Driver) CloseAllSessions() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn.lib.CloseAllSessions(d.conn.place.slot)
+}
+
+// Logout takes the login away and leaves the sessions.
+func (d *Driver) Logout() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn.lib.Logout(d.conn.keeper)
+}
+
+// Raw runs f with the library and a session of the driver's.
+func (d *Driver) Raw(f func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return f(d.conn.lib, d.conn.keeper)
+}
+
+// Slot returns the slot the driver uses.
+func (d *Driver) Slot() uint { return d.conn.place.slot }
+
+// SetPIN replaces the PIN that the driver keeps for a new login.
+func (d *Driver) SetPIN(pin string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.secrets.pin = []byte(pin)
+}
+
+// Wiped reports whether the secrets are gone from memory.
+func (d *Driver) Wiped() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, secret := range [][]byte{d.secrets.pin, d.secrets.domain.kek, d.secrets.domain.mac} {
+		for _, b := range secret {
+			if b != 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+var (
+	CheckPIN  = checkPIN
+	UnpadOAEP = unpadOAEP
+)
+
+// Classify returns the contract's error for a return value.
+func Classify(ckr uint) error { return fail("testing", pkcs11.Error(ckr)) }
+
+// Template returns the template of a secret or private key on the token.
+func Template(t pluginproto.KeyType) []*pkcs11.Attribute {
+	return template(secretAttrs(t))
+}

@@ -1,0 +1,334 @@
+package p11
+
+import (
+	"context"
+	"maps"
+
+	"github.com/ThalesIgnite/crypto11"
+	"github.com/miekg/pkcs11"
+
+	"kmsd/pluginproto"
+)
+
+func checkKeyLabel(op, label string) error {
+	if len(label) > pluginproto.MaxLabel {
+		return pluginproto.Errorf(pluginproto.ClassCaller, op, "the label has %d bytes, at most %d are taken", len(label), pluginproto.MaxLabel)
+	}
+	return nil
+}
+
+// List implements [pluginproto.Driver]. Objects of other applications, keys of
+// other types and halves of pairs are left out; none of them stops the listing.
+func (d *Driver) List(ctx context.Context) ([]pluginproto.Object, error) {
+	return call(ctx, d, d.rare, func(s *session) (out []pluginproto.Object, err error) {
+		err = s.read(func() error {
+			out, err = s.list()
+			return err
+		})
+		return out, err
+	})
+}
+
+func (s *session) list() ([]pluginproto.Object, error) {
+	handles, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
+	if err != nil {
+		return nil, err
+	}
+	byID := map[pluginproto.KeyID]*halves{}
+	for _, h := range handles {
+		class, err := s.attributes(h, pkcs11.CKA_CLASS)
+		if err != nil {
+			return nil, err
+		}
+		switch ulong(class[0]) {
+		case pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY:
+		default:
+			continue // certificates and data objects, some of which have no CKA_ID
+		}
+		raw, err := s.attributes(h, pkcs11.CKA_ID)
+		if err != nil {
+			return nil, err
+		}
+		id, ours := idOf(raw[0])
+		if !ours {
+			continue
+		}
+		if byID[id] == nil {
+			byID[id] = &halves{}
+		}
+		byID[id].add(ulong(class[0]), h)
+	}
+	out := make([]pluginproto.Object, 0, len(byID))
+	for id, o := range maps.All(byID) {
+		if !o.whole() {
+			s.d.log.Warn("objects on the token are left out: they are not one whole key", "key", id.String(), "objects", len(o.all()))
+			continue
+		}
+		obj, ok, err := s.object(id, *o)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, obj)
+		}
+	}
+	return out, nil
+}
+
+// object reads a whole key, false when it is of a type that is not ours.
+func (s *session) object(id pluginproto.KeyID, o halves) (pluginproto.Object, bool, error) {
+	d, err := s.describe(o)
+	if err != nil || d.typ == "" {
+		return pluginproto.Object{}, false, err
+	}
+	check, err := s.checkValue(o, d)
+	if err != nil {
+		return pluginproto.Object{}, false, err
+	}
+	return pluginproto.Object{ID: id, Type: d.typ, Label: d.label, CheckValue: check, Public: d.spki}, true, nil
+}
+
+// Inspect implements [pluginproto.Driver]. For a pair it also makes the private
+// half sign something that the public half verifies.
+func (d *Driver) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto.Object, error) {
+	return call(ctx, d, d.rare, func(s *session) (out pluginproto.Object, err error) {
+		err = s.read(func() error {
+			out, err = s.inspect(id)
+			return err
+		})
+		return out, err
+	})
+}
+
+func (s *session) inspect(id pluginproto.KeyID) (pluginproto.Object, error) {
+	o, err := s.key(id)
+	if err != nil {
+		return pluginproto.Object{}, err
+	}
+	obj, ok, err := s.object(id, o)
+	switch {
+	case err != nil:
+		return pluginproto.Object{}, err
+	case !ok:
+		return pluginproto.Object{}, pluginproto.Errorf(pluginproto.ClassCaller, "reading the key "+id.String(), "it is of a type that is not supported")
+	case obj.Type.Symmetric():
+		return obj, nil
+	}
+	matches, err := s.provePair(o.private[0], obj.Type, obj.Public)
+	if err != nil {
+		return pluginproto.Object{}, err
+	}
+	if !matches {
+		return pluginproto.Object{}, pluginproto.Errorf(pluginproto.ClassMember, "reading the key "+id.String(), "the private half does not belong to the public half")
+	}
+	return obj, nil
+}
+
+// Generate implements [pluginproto.Driver].
+func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (pluginproto.Object, error) {
+	op := "generating the key " + spec.ID.String()
+	if err := checkKeyLabel(op, spec.Label); err != nil {
+		return pluginproto.Object{}, err
+	}
+	if _, err := kindOf(spec.Type); err != nil {
+		return pluginproto.Object{}, err
+	}
+	ours := false // that the identity was free; outlives a lost connection
+	return call(ctx, d, d.rare, func(s *session) (out pluginproto.Object, err error) {
+		if err := s.claim(op, spec.ID, &ours); err != nil {
+			return out, err
+		}
+		made, err := s.generate(op, spec)
+		if err != nil {
+			return out, err
+		}
+		err = s.write(func() error {
+			defer func() { _ = s.destroy(made) }()
+			return s.place(made)
+		})
+		if err != nil {
+			return out, err
+		}
+		err = s.read(func() error {
+			out, err = s.inspect(spec.ID)
+			return err
+		})
+		return out, err
+	})
+}
+
+// claim makes sure that nothing is on the token under an identity. What an
+// earlier attempt of the same call left there is removed.
+func (s *session) claim(op string, id pluginproto.KeyID, ours *bool) error {
+	return s.write(func() error {
+		o, err := s.objects(id)
+		if err != nil {
+			return err
+		}
+		if *ours {
+			return s.destroy(o)
+		}
+		if n := len(o.all()); n > 0 {
+			return pluginproto.Errorf(pluginproto.ClassCaller, op, "the identity is taken: %d objects on the token have it", n)
+		}
+		*ours = true
+		s.c.drop(id) // a copy whose key was removed by other means
+		return nil
+	})
+}
+
+// generate makes the key as session objects, which takes from microseconds to
+// many seconds and keeps nobody else from the token.
+func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, err error) {
+	err = s.read(func() error {
+		if err := s.generateWith(spec); err != nil {
+			return fail(op, err)
+		}
+		handles, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
+		if err != nil {
+			return err
+		}
+		for _, h := range handles {
+			class, err := s.attributes(h, pkcs11.CKA_CLASS)
+			if err != nil {
+				return err
+			}
+			made.add(ulong(class[0]), h)
+		}
+		if !made.whole() {
+			_ = s.destroy(made)
+			return pluginproto.Errorf(pluginproto.ClassMember, op, "the token made %d objects", len(handles))
+		}
+		return nil
+	})
+	return made, err
+}
+
+// generateWith lets crypto11 make the key. It keeps the handles to itself, so the
+// objects are found by their identity afterwards.
+func (s *session) generateWith(spec pluginproto.KeySpec) error {
+	k, err := kindOf(spec.Type)
+	if err != nil {
+		return err
+	}
+	private, err := attributeSet(common(spec.ID, spec.Label, false), secretAttrs(spec.Type))
+	if err != nil {
+		return err
+	}
+	public, err := attributeSet(common(spec.ID, spec.Label, false), publicAttrs(spec.Type))
+	if err != nil {
+		return err
+	}
+	switch k.ckk {
+	case pkcs11.CKK_AES:
+		_, err = s.c.c11.GenerateSecretKeyWithAttributes(private, k.bits, crypto11.CipherAES)
+	case pkcs11.CKK_GENERIC_SECRET:
+		_, err = s.c.c11.GenerateSecretKeyWithAttributes(private, k.bits, crypto11.CipherGeneric)
+	case pkcs11.CKK_RSA:
+		_, err = s.c.c11.GenerateRSAKeyPairWithAttributes(public, private, k.bits)
+	default:
+		_, err = s.c.c11.GenerateECDSAKeyPairWithAttributes(public, private, k.curve)
+	}
+	return err
+}
+
+// place copies session objects to the token, all or none. The public half goes
+// first: a crash in between leaves half a pair, which is no key and holds no
+// secret. Called under the write lock.
+func (s *session) place(made halves) (err error) {
+	var placed []pkcs11.ObjectHandle
+	defer func() {
+		if err != nil {
+			for _, h := range placed {
+				_ = s.c.lib.DestroyObject(s.h, h)
+			}
+		}
+	}()
+	onToken := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}
+	for _, group := range [][]pkcs11.ObjectHandle{made.public, made.private, made.secret} {
+		for _, h := range group {
+			copied, err := s.c.lib.CopyObject(s.h, h, onToken)
+			if err != nil {
+				return fail("copying a key to the token", err)
+			}
+			placed = append(placed, copied)
+		}
+	}
+	return nil
+}
+
+// destroy removes objects, what is secret first. It goes on after a failure and
+// returns the first.
+func (s *session) destroy(o halves) error {
+	var first error
+	for _, h := range o.all() {
+		if err := s.c.lib.DestroyObject(s.h, h); err != nil && first == nil {
+			first = fail("destroying an object", err)
+		}
+	}
+	return first
+}
+
+// SetAttributes implements [pluginproto.Driver].
+func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error {
+	op := "changing the key " + id.String()
+	var label *string
+	if attrs.Label != nil {
+		copied := *attrs.Label
+		label = &copied
+		if err := checkKeyLabel(op, copied); err != nil {
+			return err
+		}
+	}
+	_, err := call(ctx, d, d.rare, func(s *session) (struct{}, error) {
+		return struct{}{}, s.write(func() error {
+			o, err := s.key(id)
+			if err != nil || label == nil {
+				return err
+			}
+			set := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, []byte(*label))}
+			for _, h := range o.all() {
+				if err := s.c.lib.SetAttributeValue(s.h, h, set); err != nil {
+					return fail(op, err)
+				}
+			}
+			return nil
+		})
+	})
+	return err
+}
+
+// Destroy implements [pluginproto.Driver]. It also removes what is left of a key
+// whose making or destroying was cut short.
+func (d *Driver) Destroy(ctx context.Context, id pluginproto.KeyID) error {
+	op := "destroying the key " + id.String()
+	begun := false // that an attempt found it; outlives a lost connection
+	_, err := call(ctx, d, d.rare, func(s *session) (struct{}, error) {
+		return struct{}{}, s.write(func() error {
+			o, err := s.objects(id)
+			if err != nil {
+				return err
+			}
+			s.c.drop(id)
+			if len(o.all()) == 0 {
+				if begun {
+					return nil
+				}
+				return pluginproto.Errorf(pluginproto.ClassNotFound, op, "it is not on the token")
+			}
+			begun = true
+			if err := s.destroy(o); err != nil {
+				return err
+			}
+			left, err := s.objects(id)
+			if err != nil {
+				return err
+			}
+			if n := len(left.all()); n > 0 {
+				return pluginproto.Errorf(pluginproto.ClassMember, op, "%d objects are still on the token", n)
+			}
+			return nil
+		})
+	})
+	return err
+}

@@ -1,0 +1,53 @@
+package p11
+
+import "time"
+
+// Quirks is what is peculiar about one kind of HSM. It is plain data and is not
+// changed after New.
+type Quirks struct {
+	// Driver is the name by which status and messages know the driver.
+	Driver string
+
+	// Modules are the paths where the library is looked for when the setting
+	// module is not given, best first.
+	Modules []string
+
+	// Env maps further settings to the environment variable that hands them to
+	// the library: {"softhsm_conf": "SOFTHSM2_CONF"}. Their values are paths of
+	// files that must be readable.
+	Env map[string]string
+
+	// FastWorkers and SlowWorkers are how many calls with secret keys and with key
+	// pairs the library is given at a time. Zero means 1.
+	FastWorkers, SlowWorkers int
+
+	// SessionCopies makes commands with secret keys run on a session copy of the
+	// token object. The copy cannot be extracted and dies with its session.
+	SessionCopies bool
+
+	// CopyCheck is how long a session copy is used before the token object behind
+	// it is looked at again; a key that somebody removed from the token by other
+	// means stays usable for no longer than this. Zero means 1 s.
+	CopyCheck time.Duration
+
+	// GCMTagFault is what the library answers to AES-GCM data that does not
+	// authenticate. When it is a return value that can also mean trouble with the
+	// device, a round trip under the probe key tells the two apart.
+	GCMTagFault uint
+
+	// RawOAEP makes OAEP padding be removed here after a raw RSA decryption, for
+	// a library that supports OAEP with SHA-1 only.
+	RawOAEP bool
+}
+
+const defaultCopyCheck = time.Second
+
+func (q Quirks) fastWorkers() int { return max(q.FastWorkers, 1) }
+func (q Quirks) slowWorkers() int { return max(q.SlowWorkers, 1) }
+
+func (q Quirks) copyCheck() time.Duration {
+	if q.CopyCheck == 0 {
+		return defaultCopyCheck
+	}
+	return q.CopyCheck
+}

@@ -1,0 +1,112 @@
+package p11
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"kmsd/pluginproto"
+)
+
+// The settings that every PKCS#11 driver knows.
+const (
+	settingModule = "module"
+	settingLabel  = "token_label"
+	settingSerial = "token_serial"
+)
+
+// settings are a member's settings, checked.
+type settings struct {
+	module string            // path of the library
+	label  string            // CKA_LABEL of the token; "" when chosen by serial alone
+	serial string            // serial number of the token; "" when chosen by label alone
+	env    map[string]string // environment variable → value, for the library
+}
+
+// target names the token as the settings choose it.
+func (s settings) target() string {
+	switch {
+	case s.serial == "":
+		return fmt.Sprintf("with the label %q", s.label)
+	case s.label == "":
+		return fmt.Sprintf("with the serial number %q", s.serial)
+	default:
+		return fmt.Sprintf("with the label %q and the serial number %q", s.label, s.serial)
+	}
+}
+
+// readSettings checks all settings and reports every fault in one error.
+func (q Quirks) readSettings(in map[string]string) (settings, error) {
+	s := settings{env: map[string]string{}}
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(in)) {
+		value := in[name]
+		switch {
+		case name == settingModule:
+			s.module = value
+		case name == settingLabel:
+			s.label = value
+		case name == settingSerial:
+			s.serial = value
+		case q.Env[name] != "":
+			s.env[q.Env[name]] = value
+			faults = append(faults, checkFile(name, value))
+		default:
+			faults = append(faults, fmt.Errorf("unknown setting %q (known: %s)", name, strings.Join(q.settingNames(), ", ")))
+		}
+	}
+	if s.label == "" && s.serial == "" {
+		faults = append(faults, fmt.Errorf("one of %s and %s is required", settingLabel, settingSerial))
+	}
+	if len(s.label) > maxTokenLabel {
+		faults = append(faults, fmt.Errorf("%s is %d bytes long, a token label has at most %d", settingLabel, len(s.label), maxTokenLabel))
+	}
+	module, err := q.findModule(s.module)
+	s.module = module
+	if err := errors.Join(append(faults, err)...); err != nil {
+		return settings{}, permanent("reading the settings of the member", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return s, nil
+}
+
+// maxTokenLabel is the length of CK_TOKEN_INFO.label, PKCS#11 2.40 section 3.2.
+const maxTokenLabel = 32
+
+func (q Quirks) settingNames() []string {
+	names := append([]string{settingModule, settingLabel, settingSerial}, slices.Collect(maps.Keys(q.Env))...)
+	slices.Sort(names)
+	return names
+}
+
+// findModule returns the library to load: the one asked for, or the first of the
+// known ones that exists.
+func (q Quirks) findModule(asked string) (string, error) {
+	if asked != "" {
+		return asked, checkFile(settingModule, asked)
+	}
+	for _, path := range q.Modules {
+		if checkFile(settingModule, path) == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no PKCS#11 library at %s: install it or set %s", strings.Join(q.Modules, ", "), settingModule)
+}
+
+func checkFile(setting, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", setting, err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: %s is not a file", setting, path)
+	}
+	return nil
+}
+
+// permanent is a member failure that only a person can mend.
+func permanent(op, msg string) *pluginproto.Error {
+	return &pluginproto.Error{Class: pluginproto.ClassMember, Op: op, Msg: msg, Permanent: true}
+}
