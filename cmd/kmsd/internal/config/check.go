@@ -3,8 +3,6 @@ package config
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -108,33 +106,20 @@ func (cfg *Config) checkTLS(c *collector) {
 	if cfg.TLS.Key == "" {
 		c.check("tls.key", "missing; an https listener needs the key of its certificate")
 		ok = false
-	} else if err := checkPrivate(cfg.TLS.Key); err != nil {
+	} else if _, err := readKey(cfg.TLS.Key); err != nil {
 		c.check("tls.key", "%v", err)
 		ok = false
 	}
 	if ok {
-		if _, err := tls.LoadX509KeyPair(cfg.TLS.Cert, cfg.TLS.Key); err != nil {
-			c.check("tls.cert", "%v", plain(err))
+		if _, err := cfg.TLS.pair(); err != nil {
+			c.check("tls.cert", "%v", err)
 		}
 	}
 	if cfg.TLS.ClientCA != "" {
-		if _, err := LoadPool(cfg.TLS.ClientCA); err != nil {
+		if _, err := cfg.TLS.clients(); err != nil {
 			c.check("tls.client_ca", "%v", err)
 		}
 	}
-}
-
-// LoadPool reads PEM certificates.
-func LoadPool(path string) (*x509.CertPool, error) {
-	pem, err := readFile(path)
-	if err != nil {
-		return nil, plain(err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM", path)
-	}
-	return pool, nil
 }
 
 // checkFiles looks at the files of the daemon itself.
@@ -304,10 +289,4 @@ func (cfg *Config) checkSecret(c *collector, path string, s Secret, what string)
 		c.check(at, "%v", err)
 	}
 	return len(b)
-}
-
-func checkPrivate(path string) error {
-	b, err := readPrivate(path, maxFile)
-	clear(b)
-	return err
 }

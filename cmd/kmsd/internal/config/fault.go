@@ -78,6 +78,11 @@ func (o origins) fault(path, format string, args ...any) Fault {
 	return Fault{Origin: name, Path: path, Msg: fmt.Sprintf(format, args...), line: at.line}
 }
 
+// MemberFault is a fault of a member that only its driver could tell.
+func (cfg *Config) MemberFault(group, member int, msg string) Fault {
+	return cfg.origins.fault(fmt.Sprintf("groups[%d].members[%d]", group, member), "%s", msg)
+}
+
 // parent cuts the last step off a path: "a[0].b" → "a[0]" → "a" → "".
 func parent(path string) string {
 	if i := strings.LastIndexAny(path, ".["); i >= 0 {
