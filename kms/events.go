@@ -1,0 +1,123 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"kmsd/kms/api"
+)
+
+// maxWaiting is how many events wait for a slow reader before the oldest are
+// dropped.
+const maxWaiting = 256
+
+// hub gives every event to every reader. It never waits for one.
+type hub struct {
+	mu      sync.Mutex           // guards the rest, and the readers' fields
+	readers map[*reader]struct{} // those who listen now
+	closed  bool
+}
+
+// reader is one who listens. Its fields are guarded by hub.mu.
+type reader struct {
+	waiting []api.Event
+	dropped int           // events that were dropped since the last delivery
+	news    chan struct{} // holds one token while something waits, or the hub is closed
+}
+
+func newHub() *hub { return &hub{readers: make(map[*reader]struct{})} }
+
+// publish hands an event to all readers. An event without a time gets now.
+func (h *hub) publish(e api.Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now().UTC()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for r := range h.readers {
+		if len(r.waiting) >= maxWaiting {
+			r.waiting = r.waiting[1:]
+			r.dropped++
+		}
+		r.waiting = append(r.waiting, e)
+		wake(r.news)
+	}
+}
+
+// listen yields what is published from now on, until ctx ends, the loop breaks or
+// the hub is closed. The reader is in place when listen returns, so that nothing
+// between that and the loop is missed.
+func (h *hub) listen(ctx context.Context) iter.Seq[api.Event] {
+	r := &reader{news: make(chan struct{}, 1)}
+	h.mu.Lock()
+	h.readers[r] = struct{}{}
+	closed := h.closed
+	h.mu.Unlock()
+	if closed {
+		wake(r.news)
+	}
+	stop := context.AfterFunc(ctx, func() { h.leave(r) }) // also when nobody ever loops
+	return func(yield func(api.Event) bool) {
+		defer stop()
+		defer h.leave(r)
+		for {
+			select {
+			case <-r.news:
+			case <-ctx.Done():
+				return
+			}
+			events, closed := h.take(r)
+			for _, e := range events {
+				if ctx.Err() != nil || !yield(e) {
+					return
+				}
+			}
+			if closed {
+				return
+			}
+		}
+	}
+}
+
+// take returns what waits for a reader, with a note before it when something had
+// to be dropped.
+func (h *hub) take(r *reader) (events []api.Event, closed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r.dropped > 0 {
+		events = append(events, api.Event{
+			Time: time.Now().UTC(), Type: api.EventDropped,
+			Cause: fmt.Sprintf("%d events were dropped: the reader is too slow", r.dropped),
+		})
+	}
+	events = append(events, r.waiting...)
+	r.waiting, r.dropped = nil, 0
+	return events, h.closed
+}
+
+func (h *hub) leave(r *reader) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.readers, r)
+}
+
+// close ends every reader's loop after what it has not seen yet.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for r := range h.readers {
+		wake(r.news)
+	}
+}
+
+// wake puts a token into a channel of one, unless there is one already.
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,138 @@
+package kms
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/kms/internal/group"
+	"kmsd/kms/internal/replica"
+	"kmsd/pluginproto"
+)
+
+// minFresh is the shortest time for which a round trip proves that a member works:
+// two probes at the default interval, and some slack.
+const minFresh = 5 * time.Second
+
+// keyGroup is one group of HSMs with all that this package knows about it. Its
+// fields do not change after Open.
+type keyGroup struct {
+	*group.Group
+	name      string
+	minCopies int
+	admission *replica.Admission
+	janitor   *janitor
+	trips     map[string]*atomic.Int64 // :: member → see watched
+	fresh     time.Duration            // for how long a trip proves that a member works
+}
+
+// newGroup makes a group that does nothing yet.
+func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
+	log := k.log.With("group", cfg.Name)
+	g := &keyGroup{
+		name: cfg.Name, minCopies: cfg.MinCopies, fresh: max(minFresh, 3*cfg.ProbeInterval),
+		trips: make(map[string]*atomic.Int64, len(cfg.Members)),
+	}
+	members := make([]group.MemberConfig, len(cfg.Members))
+	for i, m := range cfg.Members {
+		trip := new(atomic.Int64)
+		g.trips[m.Name] = trip
+		members[i] = group.MemberConfig{
+			Name: m.Name, Driver: m.Driver, Standby: m.Standby,
+			Connect: func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {
+				return connect.connect(ctx, cfg, m, trip)
+			},
+		}
+	}
+	g.admission = replica.NewAdmission(replica.Config{
+		Book:    &book{kms: k, g: g},
+		InStep:  func() []replica.Token { return tokens(g.InStep()) },
+		Members: len(members),
+		Logger:  log,
+	})
+	g.janitor = newJanitor(k, g, log)
+	var err error
+	g.Group, err = group.New(group.Config{
+		Name: cfg.Name, MinCopies: cfg.MinCopies,
+		CommandTimeout: cfg.CommandTimeout, ProbeInterval: cfg.ProbeInterval, Hedge: !cfg.NoHedge,
+		Recovery: group.Recovery{Manual: cfg.Recovery.Manual, Interval: cfg.Recovery.Interval, Retries: cfg.Recovery.Retries},
+		Members:  members,
+		Admit: func(ctx context.Context, m group.Member, last bool) error {
+			return g.admission.Admit(ctx, m, last)
+		},
+		Logger:  k.log,
+		OnEvent: func(e api.Event) { k.onGroupEvent(g, e) },
+	})
+	return g, err
+}
+
+// onGroupEvent passes an event on. What a member's move means for those that wait
+// for a source, or for copies that are missing, is found out there.
+func (k *KMS) onGroupEvent(g *keyGroup, e api.Event) {
+	if e.Type == "member" {
+		switch api.MemberState(e.To) {
+		case api.MemberActive, api.MemberStandby:
+			g.admission.Moved(e.Member)
+			g.janitor.moved(e.Member)
+		case api.MemberDown, api.MemberFailed:
+			g.admission.Moved(e.Member)
+		}
+	}
+	k.events.publish(e)
+}
+
+// destroyCopies destroys identities on every member in step and settles their
+// tombstones for those that say so. The others remain pending, to be settled when
+// they are admitted. The caller has the lease, and the tombstones are written.
+func (k *KMS) destroyCopies(ctx context.Context, g *keyGroup, ids []pluginproto.KeyID) error {
+	results := g.OnEach(ctx, nil, func(ctx context.Context, m group.Member) error {
+		for _, id := range ids {
+			if err := m.Destroy(ctx, id); err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
+				return err
+			}
+		}
+		return nil
+	})
+	var done []string
+	var failed error
+	for member, err := range results {
+		if err == nil {
+			done = append(done, member)
+		} else if failed == nil {
+			failed = err
+		}
+	}
+	if len(done) > 0 {
+		slices.Sort(done)
+		if err := k.catalog.Settle(ctx, done, identities(ids)...); err != nil {
+			return err
+		}
+	}
+	return failed
+}
+
+func identities(ids []pluginproto.KeyID) []string {
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		out[i] = id.String()
+	}
+	return out
+}
+
+func tokens(members []group.Member) []replica.Token {
+	out := make([]replica.Token, len(members))
+	for i, m := range members {
+		out[i] = m
+	}
+	return out
+}
+
+func names(members []group.Member) []string {
+	out := make([]string, len(members))
+	for i, m := range members {
+		out[i] = m.Name()
+	}
+	return out
+}

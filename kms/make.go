@@ -1,0 +1,393 @@
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/internal/group"
+	"kmsd/kms/internal/replica"
+	"kmsd/pluginproto"
+)
+
+// CreateMasterKey makes a key with its version 1 on every member in step.
+func (k *KMS) CreateMasterKey(ctx context.Context, name string, opts KeyOptions) (Key, error) {
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	doing := "creating key " + strconv.Quote(name)
+	g, fresh, err := k.fresh(name, opts)
+	if err != nil {
+		return Key{}, translate(doing, err)
+	}
+	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
+		return k.addVersion(ctx, g, "created", opts.AllowDegraded, func() (catalog.Key, error) {
+			if old, err := k.ring.get(name); err == nil {
+				return catalog.Key{}, taken(old.rec)
+			}
+			return fresh, nil
+		})
+	})
+	if err != nil {
+		return Key{}, translate(doing, err)
+	}
+	return toAPI(rec), nil
+}
+
+// fresh checks what a new key should be, and returns its record without versions.
+func (k *KMS) fresh(name string, opts KeyOptions) (*keyGroup, catalog.Key, error) {
+	if err := api.CheckName(name); err != nil {
+		return nil, catalog.Key{}, err
+	}
+	if opts.Type == "" {
+		opts.Type = string(pluginproto.AES256)
+	}
+	if !slices.Contains(pluginproto.KeyTypes(), pluginproto.KeyType(opts.Type)) {
+		return nil, catalog.Key{}, badRequest("there is no key type %q; choose one of %v", opts.Type, pluginproto.KeyTypes())
+	}
+	g, err := k.group(opts.Group)
+	if err != nil {
+		return nil, catalog.Key{}, err
+	}
+	if opts.MinCopies == 0 {
+		opts.MinCopies = g.minCopies
+	}
+	if err := errors.Join(checkMinCopies(g, opts.MinCopies), checkPeriod(opts.RotationPeriod)); err != nil {
+		return nil, catalog.Key{}, err
+	}
+	return g, catalog.Key{
+		Name: name, Group: g.name, Type: opts.Type, MinCopies: opts.MinCopies,
+		RotationPeriod: time.Duration(opts.RotationPeriod), Created: now(),
+	}, nil
+}
+
+func checkMinCopies(g *keyGroup, n int) error {
+	if all := len(g.Names()); n < 1 || n > all {
+		return badRequest("min_copies is %d, want 1 to %d, the number of members of group %s", n, all, g.name)
+	}
+	return nil
+}
+
+func checkPeriod(d Duration) error {
+	if d < 0 || d > 0 && time.Duration(d) < time.Second {
+		return badRequest("rotation_period is %v, want a second or more, or 0 for never", time.Duration(d))
+	}
+	return nil
+}
+
+// taken says that a name has been used. A destroyed key keeps its name, so that no
+// old envelope can ever be taken for one of another key.
+func taken(rec catalog.Key) error {
+	msg := fmt.Sprintf("there is a key %q already", rec.Name)
+	if stateOf(rec) == catalog.Destroyed {
+		msg = fmt.Sprintf("there was a key %q, which is destroyed; names are not used again", rec.Name)
+	}
+	return api.NewError(api.CodeExists, msg, nil)
+}
+
+// Rotate makes the next version of a key.
+func (k *KMS) Rotate(ctx context.Context, name string) (int, error) {
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	n, err := k.rotate(ctx, name)
+	return n, translate("rotating key "+strconv.Quote(name), err)
+}
+
+func (k *KMS) rotate(ctx context.Context, name string) (int, error) {
+	old, err := k.ring.get(name)
+	if err != nil {
+		return 0, err
+	}
+	g, err := k.groupOf(old.rec)
+	if err != nil {
+		return 0, err
+	}
+	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
+		return k.addVersion(ctx, g, "rotated", false, func() (catalog.Key, error) {
+			current, err := k.ring.get(name)
+			if err != nil {
+				return catalog.Key{}, err
+			}
+			if current.primary < 0 {
+				return catalog.Key{}, current.unusable()
+			}
+			return current.rec, nil
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	return rec.Versions[len(rec.Versions)-1].Number, nil
+}
+
+// half is a version that is on the primary and not committed yet.
+type half struct {
+	intent  catalog.Intent
+	primary group.Member
+	copy    replica.Copy
+	public  []byte
+}
+
+// addVersion makes the next version of the key that base returns, under the lease
+// and under the promise that it is committed on enough members or taken back. done
+// is what its event says.
+//
+// A version is begun in the catalog, made on the primary, cloned to every other
+// member in step and committed. When the primary is lost in between, the attempt is
+// taken back and the next one uses an identity of its own: the old one may have come
+// to be on the lost member, and must never have two values.
+func (k *KMS) addVersion(ctx context.Context, g *keyGroup, done string, degraded bool, base func() (catalog.Key, error)) (catalog.Key, error) {
+	release, err := g.Lease(ctx)
+	if err != nil {
+		return catalog.Key{}, err
+	}
+	defer release()
+	for attempt := 1; ; attempt++ {
+		rec, err := base()
+		if err != nil {
+			return catalog.Key{}, err
+		}
+		if err := k.enough(g, rec, degraded, names(g.InStep()), nil); err != nil {
+			return catalog.Key{}, err
+		}
+		h, err := k.generate(ctx, g, rec)
+		if err != nil {
+			return catalog.Key{}, err
+		}
+		copies, failures := k.spread(ctx, g, h)
+		lost := lostSource(failures)
+		err = k.enough(g, rec, degraded, copies, failures)
+		if err == nil && ctx.Err() == nil && (len(copies) > 1 || !lost) {
+			return k.commit(ctx, g, h, copies, done, base)
+		}
+		k.undo(ctx, g, h.intent)
+		switch {
+		case ctx.Err() != nil:
+			return catalog.Key{}, context.Cause(ctx)
+		case !lost || attempt == len(g.Names()):
+			return catalog.Key{}, err
+		}
+		k.log.Warn("the primary was lost while a key was made; making it anew", "key", rec.Name, "member", h.primary.Name())
+	}
+}
+
+// enough returns ErrInsufficientCopies when fewer members hold a version than must.
+func (k *KMS) enough(g *keyGroup, rec catalog.Key, degraded bool, holders []string, failures map[string]error) error {
+	want := rec.MinCopies
+	if degraded {
+		want = 1
+	}
+	if len(holders) >= want {
+		return nil
+	}
+	if len(holders) == 0 && failures == nil {
+		return nil // the group is lost; let it say so itself
+	}
+	var absent []string
+	for _, m := range g.Status().Members {
+		if err := failures[m.Name]; err != nil {
+			absent = append(absent, fmt.Sprintf("%s: %v", m.Name, err))
+		} else if !slices.Contains(holders, m.Name) {
+			absent = append(absent, fmt.Sprintf("%s is %s: %s", m.Name, m.State, m.Reason))
+		}
+	}
+	e := api.NewError(api.CodeInsufficientCopies, fmt.Sprintf("key %s needs %d copies, but only %s could take one (%s)",
+		rec.Name, want, strings.Join(holders, ", "), strings.Join(absent, "; ")), errors.Join(slices.Collect(maps.Values(failures))...))
+	e.Hint = "wait for the other members to recover, or allow the key to be made degraded"
+	return e
+}
+
+// generate begins the next version and makes it on the primary, or on the next
+// member when that fails, each time under a new identity.
+func (k *KMS) generate(ctx context.Context, g *keyGroup, rec catalog.Key) (half, error) {
+	var made half
+	_, err := g.OnPrimary(ctx, func(ctx context.Context, m group.Member) error {
+		var err error
+		made, err = k.generateOn(ctx, g, m, rec)
+		return err
+	})
+	return made, err
+}
+
+func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec catalog.Key) (_ half, err error) {
+	var id pluginproto.KeyID
+	if _, err := rand.Read(id[:]); err != nil {
+		return half{}, fmt.Errorf("drawing an identity: %w", err)
+	}
+	number := 1
+	if n := len(rec.Versions); n > 0 {
+		number = rec.Versions[n-1].Number + 1
+	}
+	intent, err := k.catalog.Begin(ctx, catalog.Intent{
+		Identity: id.String(), Op: catalog.IntentCreate, Group: g.name,
+		Key: rec.Name, Version: number, Started: now(),
+	}, rec.Rev)
+	if err != nil {
+		g.janitor.suspect(rec.Name) // it may be there all the same
+		return half{}, err
+	}
+	defer func() {
+		if err != nil {
+			k.undo(ctx, g, intent)
+		}
+	}()
+	object, err := m.Generate(ctx, pluginproto.KeySpec{
+		ID: id, Type: pluginproto.KeyType(rec.Type), Label: fmt.Sprintf("%s/%d", rec.Name, number),
+	})
+	if err != nil {
+		return half{}, fmt.Errorf("generating on member %s: %w", m.Name(), err)
+	}
+	if err := checkObject(object, id, pluginproto.KeyType(rec.Type)); err != nil {
+		return half{}, fmt.Errorf("generating on member %s: %w", m.Name(), err)
+	}
+	return half{
+		intent: intent, primary: m, public: object.Public,
+		copy: replica.Copy{ID: id, Type: object.Type, CheckValue: object.CheckValue, Key: rec.Name, Version: number},
+	}, nil
+}
+
+// checkObject checks what a member says it has made.
+func checkObject(o pluginproto.Object, id pluginproto.KeyID, want pluginproto.KeyType) error {
+	switch {
+	case o.ID != id, o.Type != want:
+		return pluginproto.Errorf(pluginproto.ClassUnknown, "checking the new key", "the driver answered with another key")
+	case len(o.CheckValue) == 0:
+		return pluginproto.Errorf(pluginproto.ClassUnknown, "checking the new key", "the driver gave no check value")
+	case !want.Symmetric() && len(o.Public) == 0:
+		return pluginproto.Errorf(pluginproto.ClassUnknown, "checking the new key", "the driver gave no public key")
+	default:
+		return nil
+	}
+}
+
+// spread clones a new version from the primary to every other member in step. It
+// returns who holds it, and why others do not.
+func (k *KMS) spread(ctx context.Context, g *keyGroup, h half) (copies []string, failures map[string]error) {
+	others := slices.DeleteFunc(names(g.InStep()), func(name string) bool { return name == h.primary.Name() })
+	copies = []string{h.primary.Name()}
+	failures = make(map[string]error)
+	if len(others) == 0 {
+		return copies, failures
+	}
+	for member, err := range g.OnEach(ctx, others, func(ctx context.Context, m group.Member) error {
+		_, err := replica.Clone(ctx, h.primary, m, h.copy)
+		return err
+	}) {
+		if err == nil {
+			copies = append(copies, member)
+		} else {
+			failures[member] = err
+		}
+	}
+	slices.Sort(copies)
+	return copies, failures
+}
+
+// lostSource reports whether clones failed because the primary was lost.
+func lostSource(failures map[string]error) bool {
+	for _, err := range failures {
+		if source, ok := errors.AsType[*replica.SourceError](err); ok &&
+			pluginproto.ClassOf(source.Err) == pluginproto.ClassMember {
+			return true
+		}
+	}
+	return false
+}
+
+// commit writes the version into the catalog. From here on the caller's end does
+// not matter: the version is on enough members, and only the outcome is open.
+func (k *KMS) commit(ctx context.Context, g *keyGroup, h half, copies []string, done string, base func() (catalog.Key, error)) (catalog.Key, error) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	for {
+		rec, err := base()
+		if err != nil { // disabled or destroyed meanwhile
+			k.undo(ctx, g, h.intent)
+			return catalog.Key{}, err
+		}
+		rec = cloneRecord(rec)
+		rec.Versions = append(rec.Versions, catalog.Version{
+			Number: h.copy.Version, Identity: h.intent.Identity, State: catalog.Enabled, Created: now(),
+			CheckValue: h.copy.CheckValue, Public: h.public, Copies: copies,
+		})
+		committed, err := k.catalog.Commit(ctx, rec, h.intent)
+		switch {
+		case err == nil:
+			k.tell(committed, done, "version", h.copy.Version, "copies", copies)
+			g.janitor.wake() // for members that could not take it
+			return committed, k.ring.put(committed)
+		case errors.Is(err, catalog.ErrConflict) && k.changed(ctx, rec):
+			continue // somebody disabled or updated the key; add the version to that
+		}
+		return k.decide(ctx, g, h.intent, err)
+	}
+}
+
+// changed reports whether the catalog has a newer record than rec was made from.
+func (k *KMS) changed(ctx context.Context, rec catalog.Key) bool {
+	current, err := k.refresh(ctx, rec.Name)
+	return err == nil && current.Rev > rec.Rev
+}
+
+// decide finds out how a commit that returned an error has ended.
+func (k *KMS) decide(ctx context.Context, g *keyGroup, in catalog.Intent, failure error) (catalog.Key, error) {
+	tomb, err := k.catalog.Abandon(ctx, in, g.Names())
+	switch {
+	case err == nil:
+		k.destroyUndone(ctx, g, tomb)
+		return catalog.Key{}, failure
+	case errors.Is(err, catalog.ErrConflict):
+		if rec, err := k.refresh(ctx, in.Key); err == nil && hasIdentity(rec, in.Identity) {
+			return rec, nil
+		}
+	}
+	g.janitor.suspect(in.Key)
+	return catalog.Key{}, failure
+}
+
+// undo takes back a version that is not committed: first in the catalog, so that
+// it is certain, then on the members.
+func (k *KMS) undo(ctx context.Context, g *keyGroup, in catalog.Intent) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	tomb, err := k.catalog.Abandon(ctx, in, g.Names())
+	if err != nil {
+		k.log.Warn("a half-made version is still to be taken back", "key", in.Key, "version", in.Version, "error", err)
+		g.janitor.suspect(in.Key)
+		return
+	}
+	k.destroyUndone(ctx, g, tomb)
+}
+
+func (k *KMS) destroyUndone(ctx context.Context, g *keyGroup, tomb catalog.Tombstone) {
+	id, err := pluginproto.ParseKeyID(tomb.Identity)
+	if err == nil {
+		err = k.destroyCopies(ctx, g, []pluginproto.KeyID{id})
+	}
+	if err != nil {
+		g.janitor.settleLater()
+	}
+}
+
+// refresh reads a key anew from the catalog.
+func (k *KMS) refresh(ctx context.Context, name string) (catalog.Key, error) {
+	rec, err := k.catalog.Key(ctx, name)
+	if err != nil {
+		return catalog.Key{}, err
+	}
+	return rec, k.ring.put(rec)
+}
+
+func hasIdentity(rec catalog.Key, identity string) bool {
+	return slices.ContainsFunc(rec.Versions, func(v catalog.Version) bool { return v.Identity == identity })
+}
+
+// now is the time as records have it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
