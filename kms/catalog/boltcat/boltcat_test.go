@@ -9,9 +9,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -227,6 +229,49 @@ func startChild(t *testing.T, path string) (*exec.Cmd, *bufio.Scanner) {
 func endChild(child *exec.Cmd) {
 	_ = child.Process.Kill()
 	_ = child.Wait()
+}
+
+// It limits the size of files in this process, so that a write fails
+// in the middle. It must not run in parallel.
+func TestAfterAFailedWriteTheCatalogIsReadButNotChanged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	fill(t, path)
+	s := mustOpen(t, path)
+	signal.Ignore(syscall.SIGXFSZ)
+	defer signal.Reset(syscall.SIGXFSZ)
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	full := old
+	full.Cur = 4096
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &full); err != nil {
+		t.Fatal(err)
+	}
+	_, failed := s.Apply(t.Context(), record("big", strings.Repeat("v", 1<<20)))
+	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if failed == nil || !strings.Contains(failed.Error(), "file too large") || !strings.Contains(failed.Error(), path) {
+		t.Errorf("error %v, want the path and the cause", failed)
+	}
+	if _, err := s.Apply(t.Context(), record("next", "v")); err == nil || !strings.Contains(err.Error(), "until kmsd is started anew") {
+		t.Errorf("the next write: %v", err)
+	}
+	if _, err := s.Get(t.Context(), catalog.KindKey, "key-7"); err != nil {
+		t.Errorf("reading: %v", err)
+	}
+	s.Close()
+	s = mustOpen(t, path)
+	defer s.Close()
+	for i := range 300 {
+		if _, err := s.Get(t.Context(), catalog.KindKey, fmt.Sprintf("key-%d", i)); err != nil {
+			t.Errorf("after opening it again: %v", err)
+		}
+	}
+	if _, err := s.Apply(t.Context(), record("next", "v")); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestDamagedFilesAreErrorsNeverPanics(t *testing.T) {
