@@ -1,0 +1,3 @@
+package pluginproto_test
+
+func serveWhenAsked() bool { return false }
