@@ -63,7 +63,7 @@ func (d *dispatch) start(how beginning) bool {
 		d.wait()
 	}
 	d.cmd.users.Add(1)
-	go d.carry(a)
+	g.give(job{d, a})
 	return true
 }
 
@@ -79,11 +79,12 @@ func (d *dispatch) freeSlot() int {
 // carry runs an attempt and brings its answer to whoever still wants it. It is
 // not cut short when the caller leaves: until the member answers or is dropped
 // the command counts as the member's load, so that a silent member looks busy.
-// Only a deadline goes with it, for the driver to skip what nobody waits for.
+// Only a deadline goes with it, for the driver to skip what nobody waits for; one
+// that is further away than the command timeout would never matter.
 func (d *dispatch) carry(a *attempt) {
 	defer d.g.tasks.Done()
 	ctx, cancel := a.l.ctx, context.CancelFunc(func() {})
-	if t, ok := d.ctx.Deadline(); ok {
+	if t, ok := d.ctx.Deadline(); ok && t.Sub(a.began) < d.g.cfg.CommandTimeout {
 		ctx, cancel = context.WithDeadline(ctx, t)
 	}
 	a.res, a.err = a.l.conn.Do(ctx, d.cmd.Command)

@@ -12,6 +12,7 @@ package group
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kmsd/kms/api"
@@ -34,6 +35,8 @@ type Group struct {
 	stop  context.CancelFunc
 	tasks sync.WaitGroup // owners, watchers and calls to drivers
 	heard sync.WaitGroup // announce
+	jobs  chan job       // to carriers that are idle
+	idle  atomic.Int32   // how many are
 
 	mu       sync.Mutex // guards what follows and all of member; held for moments, never over a call
 	started  bool
@@ -59,6 +62,7 @@ func New(cfg Config) (*Group, error) {
 		lease:   make(chan struct{}, 1),
 		told:    make(chan struct{}, 1),
 		quiet:   make(chan struct{}),
+		jobs:    make(chan job),
 		state:   api.GroupLost,
 		changed: make(chan struct{}),
 		hedge:   newHedger(cfg.ProbeInterval),
