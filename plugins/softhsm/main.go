@@ -10,8 +10,8 @@ import (
 	"fmt"
 	"os"
 
-	"kmsd/plugins/internal/p11"
 	"kmsd/pluginproto"
+	"kmsd/plugins/internal/p11"
 )
 
 // version is set when a release is built.

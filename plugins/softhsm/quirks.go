@@ -1,8 +1,8 @@
 package main
 
 import (
-	"kmsd/plugins/internal/p11"
 	"kmsd/pluginproto"
+	"kmsd/plugins/internal/p11"
 )
 
 // quirks is what was found with SoftHSM 2.6.1 on OpenSSL 3.

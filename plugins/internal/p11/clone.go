@@ -14,10 +14,6 @@ import (
 	"kmsd/pluginproto"
 )
 
-// CKM_AES_KEY_WRAP_PAD is missing from the binding's constants under this name in
-// some versions. PKCS#11 2.40, section 2.14: NIST SP 800-38F KWP, RFC 5649.
-const ckmAESKeyWrapPad = 0x0000210A
-
 // CloneStep implements [pluginproto.Driver]. A clone has one step at each end:
 // the source wraps the key under the domain key, the target unwraps it.
 func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
@@ -58,7 +54,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 	if !ok {
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "it is of a type that is not supported")
 	}
-	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(ckmAESKeyWrapPad, nil), s.c.domainKey, append(o.secret, o.private...)[0])
+	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, append(o.secret, o.private...)[0])
 	if err != nil {
 		return pluginproto.CloneReply{}, fail(op, err)
 	}
@@ -167,7 +163,7 @@ func (s *session) unwrap(op string, b *blob) (made halves, err error) {
 			made = halves{}
 		}
 	}()
-	h, err := s.c.lib.UnwrapKey(s.h, mechanism(ckmAESKeyWrapPad, nil), s.c.domainKey, b.wrapped,
+	h, err := s.c.lib.UnwrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, b.wrapped,
 		template(classAttrs(b.object.Type, k.ckk), common(b.object.ID, b.object.Label, false), secretAttrs(b.object.Type)))
 	if err != nil {
 		return made, fail(op, err)

@@ -132,8 +132,30 @@ func (s *session) describeSecret(h pkcs11.ObjectHandle) (described, error) {
 	if err != nil {
 		return described{}, err
 	}
-	typ, _ := typeOfSecret(ulong(v[0]), int(ulong(v[1])))
+	size := ulong(v[1])
+	if size == 0 {
+		if size, err = s.measure(h); err != nil {
+			return described{}, err
+		}
+	}
+	typ, _ := typeOfSecret(ulong(v[0]), size)
 	return described{typ: typ, label: string(v[2])}, nil
+}
+
+// measure finds the length of a secret key in bytes where CKA_VALUE_LEN does not
+// tell, which it does not for keys that SoftHSM 2.6.1 has unwrapped: AES-KWP makes
+// 8 bytes more than the key has, for lengths that are multiples of 8 (RFC 5649).
+// It is 0 for a key that may not be wrapped, which is none of ours.
+func (s *session) measure(h pkcs11.ObjectHandle) (uint, error) {
+	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, h)
+	switch ckr, _ := ckrOf(err); {
+	case err == nil && len(wrapped) > 8:
+		return uint(len(wrapped) - 8), nil
+	case err == nil, classes[ckr] == pluginproto.ClassCaller:
+		return 0, nil
+	default:
+		return 0, fail("measuring a key", err)
+	}
 }
 
 func (s *session) describePublic(h pkcs11.ObjectHandle) (described, error) {

@@ -52,9 +52,9 @@ func kindOf(t pluginproto.KeyType) (kind, error) {
 }
 
 // typeOfSecret names the type of a secret key, false for one that is not ours.
-func typeOfSecret(ckk uint, bytes int) (pluginproto.KeyType, bool) {
+func typeOfSecret(ckk, bytes uint) (pluginproto.KeyType, bool) {
 	for _, t := range pluginproto.KeyTypes() {
-		if k, err := kindOf(t); err == nil && t.Symmetric() && k.ckk == ckk && k.bits == 8*bytes {
+		if k, err := kindOf(t); err == nil && t.Symmetric() && k.ckk == ckk && uint(k.bits) == 8*bytes {
 			return t, true
 		}
 	}
