@@ -251,6 +251,18 @@ func (c *Client) Do(ctx context.Context, cmd Command) (Result, error) {
 	return commands.do(ctx, cmd)
 }
 
+// LastHeard is when the driver last sent an answer or a heartbeat on the command
+// stream; zero when it never did.
+func (c *Client) LastHeard() time.Time {
+	c.mu.Lock()
+	commands := c.commands
+	c.mu.Unlock()
+	if commands == nil {
+		return time.Time{}
+	}
+	return commands.lastHeard()
+}
+
 // Close asks the driver to log out and ends the command stream. It does not end the
 // process: that is the supervisor's.
 func (c *Client) Close() error {

@@ -35,6 +35,7 @@ type commandClient struct {
 	lastID  uint64
 	pending map[uint64]*call // :: id → caller that waits
 	failure *Error           // why nothing more is answered; nil while all is well
+	heard   time.Time        // when the driver last sent answers or heartbeats; zero: never
 }
 
 // call is one caller that waits.
@@ -142,6 +143,12 @@ func (c *commandClient) enter(w *call) (uint64, error) {
 	w.timer.Reset(min(c.opts.CommandTimeout, c.opts.Cap))
 	c.pending[c.lastID] = w
 	return c.lastID, nil
+}
+
+func (c *commandClient) lastHeard() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
 }
 
 // leave reports whether the caller was still waited for.
@@ -267,6 +274,7 @@ func (c *commandClient) receive() {
 func (c *commandClient) deliver(batch *driverv1.ResultBatch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.heard = time.Now()
 	for _, m := range batch.GetResults() {
 		w := c.pending[m.GetId()]
 		if w == nil {
