@@ -66,13 +66,15 @@ func newKey(rec catalog.Key) (*key, error) {
 }
 
 // get returns a key, or ErrNotFound: what the ring does not have, the catalog
-// does not have.
+// does not have. A name that no key can have is ErrBadRequest.
 func (r *keyring) get(name string) (*key, error) {
-	v, ok := r.keys.Load(name)
-	if !ok {
-		return nil, notFound(name)
+	if v, ok := r.keys.Load(name); ok {
+		return v.(*key), nil
 	}
-	return v.(*key), nil
+	if err := api.CheckName(name); err != nil {
+		return nil, err
+	}
+	return nil, notFound(name)
 }
 
 // put makes the ring know a record that was read from the catalog or written to

@@ -237,13 +237,13 @@ func (r *rig) wantStates(states ...api.MemberState) {
 	})
 }
 
-// eventually waits up to a minute of the bubble's time for a condition.
+// eventually waits up to five minutes of the bubble's time for a condition.
 func (r *rig) eventually(condition func() error) {
 	r.t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	var err error
-	for range 1200 {
+	for range 6000 {
 		if err = condition(); err == nil {
 			return
 		}
