@@ -1,0 +1,136 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"kmsd/cmd/kmsd/internal/auth"
+	"kmsd/cmd/kmsd/internal/config"
+	"kmsd/cmd/kmsd/internal/daemon"
+	"kmsd/kms/api"
+)
+
+// checked is what a check has found of a configuration without faults.
+type checked struct {
+	Members []checkedMember `json:"members"`
+}
+
+type checkedMember struct {
+	Group  string    `json:"group"`
+	Name   string    `json:"name"`
+	Driver string    `json:"driver"` // path of the program
+	SHA256 string    `json:"sha256"`
+	Token  api.Token `json:"token"` // empty with --offline
+}
+
+func newCheck(s *session) *cobra.Command {
+	var path string
+	var offline bool
+	cmd := &cobra.Command{
+		Use:   "check -c FILE",
+		Short: "List every fault of a configuration, with its line",
+		Long: "List every fault of a configuration, with its line. Unless --offline, it also starts every driver\n" +
+			"and logs in as a server would; nothing is written to a token, but a wrong PIN costs one try.\n" +
+			"Without faults it prints the drivers with their SHA-256 and the tokens that were found.",
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if path == "" {
+				return errNoConfig()
+			}
+			return s.check(cmd, path, offline)
+		},
+	}
+	addConfigFlag(cmd, &path)
+	cmd.Flags().BoolVar(&offline, "offline", false, "do not start drivers and do not log in")
+	config.AddFlags(cmd.Flags())
+	return cmd
+}
+
+func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
+	cfg, err := config.Load(path, config.Options{Flags: cmd.Flags()})
+	if err != nil {
+		return err
+	}
+	for _, w := range cfg.Warnings {
+		fmt.Fprintln(s.Err, "kmsd: "+w)
+	}
+	faults := moduleFaults(cfg)
+	_, principals := auth.New(auth.Config{Tokens: cfg.Auth.Tokens, Policies: cfg.Auth.Policies})
+	tokens := map[string]api.Token{}
+	if !offline {
+		groups, err := daemon.Probe(cmd.Context(), cfg)
+		if err != nil {
+			return errors.Join(principals, err)
+		}
+		faults = memberFaults(cfg, groups, tokens)
+	}
+	if len(faults) > 0 {
+		return errors.Join(faults, principals)
+	}
+	if principals != nil {
+		return principals
+	}
+	return s.printChecked(cfg, path, tokens)
+}
+
+// moduleFaults looks for libraries that are named and not there.
+func moduleFaults(cfg *config.Config) config.Faults {
+	var faults config.Faults
+	for i, g := range cfg.Groups {
+		for j, m := range g.Members {
+			if module := m.Settings["module"]; filepath.IsAbs(module) {
+				if _, err := os.Stat(module); err != nil {
+					faults = append(faults, cfg.MemberFault(i, j, "settings.module: "+err.Error()))
+				}
+			}
+		}
+	}
+	return faults
+}
+
+// memberFaults says of every member that does not serve why. The tokens of the
+// others are kept, by group and member.
+func memberFaults(cfg *config.Config, groups []api.Group, tokens map[string]api.Token) config.Faults {
+	var faults config.Faults
+	for i, g := range groups {
+		for j, m := range g.Members {
+			switch m.State {
+			case api.MemberActive, api.MemberStandby, api.MemberSyncing:
+				tokens[g.Name+"/"+m.Name] = m.Token
+			default:
+				faults = append(faults, cfg.MemberFault(i, j, fmt.Sprintf("%s is %s: %s", m.Name, m.State, m.Reason)))
+			}
+		}
+	}
+	return faults
+}
+
+func (s *session) printChecked(cfg *config.Config, path string, tokens map[string]api.Token) error {
+	out := checked{Members: []checkedMember{}}
+	for _, g := range cfg.Groups {
+		for _, m := range g.Members {
+			program := cfg.DriverPath(m.Driver)
+			sum, err := config.Sum(program)
+			if err != nil {
+				return err
+			}
+			out.Members = append(out.Members, checkedMember{g.Name, m.Name, program, sum, tokens[g.Name+"/"+m.Name]})
+		}
+	}
+	return s.print(out, func(w io.Writer) error {
+		t := newTable(w, "group", "member", "token", "serial", "sha256 of its driver", "driver")
+		for _, m := range out.Members {
+			t.row(m.Group, m.Name, m.Token.Label, m.Token.Serial, m.SHA256, m.Driver)
+		}
+		if err := t.writeTo(w); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(w, "%s has no faults\n", path)
+		return err
+	})
+}

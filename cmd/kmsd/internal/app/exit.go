@@ -1,0 +1,106 @@
+package app
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"kmsd/kms/api"
+)
+
+// Exit codes. The text of the topic exit-codes says the same to operators.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnavailable = 3
+	exitDenied      = 4
+	exitNotFound    = 5
+)
+
+// exitCode turns an error into the exit code of the process.
+func exitCode(err error) int {
+	var usage *usageError
+	var failure *api.Error
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &failure):
+		return exitOf(failure.Code)
+	default:
+		return exitFailed
+	}
+}
+
+func exitOf(code api.Code) int {
+	switch code {
+	case api.CodeBadRequest:
+		return exitUsage
+	case api.CodeUnauthenticated, api.CodeDenied:
+		return exitDenied
+	case api.CodeNotFound:
+		return exitNotFound
+	case api.CodeRateLimited, api.CodeInsufficientCopies, api.CodeGroupLost, api.CodeMemberFailed, api.CodeDeadline, api.CodeUnavailable:
+		return exitUnavailable
+	default: // exists, state, wrong_key, corrupt, too_large, internal
+		return exitFailed
+	}
+}
+
+const exitTopic = `kmsd ends with one of these codes:
+
+  0  done
+  1  failed: the name is taken, the state forbids it, the envelope is corrupt
+     or of another key, a check found faults, or kmsd itself is at fault
+  2  usage: the command line or the request is not well formed
+  3  unavailable: nobody answers, the group is lost, too few HSMs can take a
+     key, or time is over; the same command may succeed later
+  4  denied: no valid token or certificate, or no policy allows it
+  5  not found: it is certain that there is no such key, group or member
+
+Errors are printed on stderr; with -o json as the object that the HTTP API
+answers: {"error":{"code":…,"message":…,"retryable":…}}.
+`
+
+// printError writes an error once, for a person or for a program.
+func (s *session) printError(cmd *cobra.Command, err error) {
+	if errors.Is(err, errSilent) {
+		return
+	}
+	var usage *usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintf(s.Err, "kmsd: %s\nUsage: %s\nSee: %s --help\n", err, cmd.UseLine(), cmd.CommandPath())
+		return
+	}
+	var failure *api.Error
+	known := errors.As(err, &failure)
+	if s.output == "json" {
+		if !known {
+			failure = api.NewError(api.CodeInternal, err.Error(), nil)
+		}
+		enc := json.NewEncoder(s.Err)
+		enc.SetEscapeHTML(false)
+		// A stderr that cannot be written has nobody to tell.
+		_ = enc.Encode(api.ErrorBody{Error: failure})
+		return
+	}
+	fmt.Fprintf(s.Err, "kmsd: %s\n", err)
+	if !known {
+		return
+	}
+	for _, line := range []struct{ name, text string }{
+		{"code", string(failure.Code)},
+		{"hint", failure.Hint},
+		{"member", failure.Member},
+		{"ckr", failure.CKR},
+		{"request", failure.RequestID},
+	} {
+		if line.text != "" {
+			fmt.Fprintf(s.Err, "  %-8s %s\n", line.name+":", line.text)
+		}
+	}
+}

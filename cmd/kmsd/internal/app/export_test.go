@@ -1,0 +1,4 @@
+package app
+
+// ExitOf is exitOf, for its table.
+var ExitOf = exitOf

@@ -1,0 +1,98 @@
+package app_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/pem"
+	"io"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kmsd/cmd/kmsd/internal/app"
+	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/kms/api"
+)
+
+// reading runs kmsd against svc and returns its output, line by line, and what ends
+// it as a signal does.
+func reading(t *testing.T, svc httpapi.Service, args ...string) (lines *bufio.Scanner, interrupt func(), code <-chan int) {
+	t.Helper()
+	handler, err := httpapi.New(httpapi.Config{Service: svc, Auth: guard{}, Audit: silent{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(handler)
+	srv.StartTLS()
+	t.Cleanup(func() { handler.Close(); srv.Close() })
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(ca, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	out, in := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		args := append(args, "--addr", srv.URL, "--cacert", ca, "--token", adminToken)
+		ended <- app.Main(ctx, args, app.Streams{In: strings.NewReader(""), Out: in, Err: io.Discard})
+		in.Close()
+	}()
+	t.Cleanup(func() { cancel(); out.Close() })
+	return bufio.NewScanner(out), cancel, ended
+}
+
+func TestFollowShowsEventsUntilInterrupted(t *testing.T) {
+	svc := &members{}
+	lines, interrupt, code := reading(t, svc, "group", "log", "--follow")
+	for range 3 { // the last change of every member
+		if !lines.Scan() {
+			t.Fatal("the last changes are not shown")
+		}
+	}
+	// The stream may not be open yet: make events until one is seen.
+	seen := make(chan struct{})
+	made := make(chan struct{})
+	go func() {
+		defer close(made)
+		for i := 0; ; i++ {
+			select {
+			case <-seen:
+				return
+			default:
+			}
+			if _, err := svc.CreateMasterKey(t.Context(), "shop-"+strings.Repeat("x", i%100), api.KeyOptions{}); err != nil {
+				if _, err := svc.Rotate(t.Context(), "shop-"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	if !lines.Scan() || !strings.Contains(lines.Text(), "key  ") || !strings.Contains(lines.Text(), "shop-") {
+		t.Errorf("got %q, want an event of a key", lines.Text())
+	}
+	close(seen)
+	<-made
+	interrupt()
+	for lines.Scan() {
+	}
+	if got := <-code; got != 0 {
+		t.Errorf("exit code %d, want 0 for an interrupted look", got)
+	}
+}
+
+func TestWatchShowsTheStatusUntilInterrupted(t *testing.T) {
+	lines, interrupt, code := reading(t, &members{}, "status", "--watch", "-o", "json")
+	if !lines.Scan() || !strings.Contains(lines.Text(), `"state":"degraded"`) {
+		t.Errorf("got %q, want the status", lines.Text())
+	}
+	interrupt()
+	for lines.Scan() {
+	}
+	if got := <-code; got != 0 {
+		t.Errorf("exit code %d, want 0 for an interrupted look", got)
+	}
+}

@@ -1,0 +1,170 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kmsd/kms/api"
+)
+
+const watchInterval = time.Second
+
+func newStatus(s *session) *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show groups and members: states, load, keys, missing copies",
+		Long: "Show groups and members: states, load, keys, missing copies.\n\n" +
+			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. With --watch and -o json there is one line for every look.",
+		Args: usageArgs(cobra.NoArgs),
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every second until interrupted")
+	return s.connected(cmd, func(cmd *cobra.Command, svc service, _ []string) error {
+		if watch {
+			return s.watchStatus(cmd.Context(), svc)
+		}
+		st, err := svc.Groups(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return s.print(st, func(w io.Writer) error { return writeStatus(w, s.Out, st, time.Now()) })
+	})
+}
+
+// watchStatus shows the status every second. A server that does not answer is
+// shown as that: it may be what one is waiting for.
+func (s *session) watchStatus(ctx context.Context, svc service) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		st, err := svc.Groups(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if failure := (*api.Error)(nil); errors.As(err, &failure) && exitOf(failure.Code) != exitUnavailable {
+			return err
+		}
+		if err := s.printLook(st, err); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// printLook prints one look of a watch in one write, so that a terminal does not
+// flicker.
+func (s *session) printLook(st api.Status, failed error) error {
+	if failed != nil {
+		st.Error = failed.Error()
+	}
+	if s.output == "json" {
+		return s.printJSON(st)
+	}
+	var b bytes.Buffer
+	if terminal(s.Out) {
+		b.WriteString("\x1b[H\x1b[2J") // home, clear
+	}
+	fmt.Fprintln(&b, when(time.Now()))
+	if failed != nil {
+		fmt.Fprintf(&b, "no answer: %s\n", failed)
+	} else if err := writeStatus(&b, s.Out, st, time.Now()); err != nil {
+		return err
+	}
+	_, err := s.Out.Write(b.Bytes())
+	return err
+}
+
+// writeStatus writes every group to w, in colours if target is a terminal.
+func writeStatus(w io.Writer, target any, st api.Status, now time.Time) error {
+	for i, g := range st.Groups {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if err := writeGroup(w, target, g, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {
+	primary := g.Primary
+	if primary == "" {
+		primary = "none"
+	}
+	fmt.Fprintf(w, "group %s: %s, primary %s, %d key versions, at least %d copies\n", g.Name, g.State, primary, g.Keys, g.MinCopies)
+	t := newTable(target, "member", "state", "role", "ckr", "since", "load", "commands", "errors", "p99", "keys", "missing", "reason")
+	for _, m := range g.Members {
+		missing := cell{text: fmt.Sprint(m.Missing)}
+		if m.Missing > 0 {
+			missing.ink = yellow
+		}
+		t.row(m.Name, memberState(m.State), m.Role, ckr(m.CKR), ago(now, m.Since), m.InFlight, m.Commands, m.Errors,
+			microseconds(m.LatencyP99), m.Keys, missing, reason(m, now))
+	}
+	return t.writeTo(w)
+}
+
+func memberState(state api.MemberState) cell {
+	switch state {
+	case api.MemberActive, api.MemberStandby:
+		return cell{string(state), green}
+	case api.MemberDown, api.MemberFailed:
+		return cell{string(state), red}
+	default:
+		return cell{string(state), yellow}
+	}
+}
+
+func ckr(name string) cell {
+	if name == "" || name == "CKR_OK" {
+		return cell{text: name}
+	}
+	return cell{name, red}
+}
+
+// reason is why a member does not serve, and when it is tried again.
+func reason(m api.Member, now time.Time) string {
+	text := m.Reason
+	if m.NextRecovery != nil {
+		in := max(m.NextRecovery.Sub(now), 0).Round(time.Second)
+		text = strings.TrimPrefix(fmt.Sprintf("%s; attempt %d in %s", text, m.RecoveryAttempts+1, in), "; ")
+	}
+	return text
+}
+
+// ago prints how long something lasts, in one or two units.
+func ago(now, since time.Time) string {
+	if since.IsZero() {
+		return ""
+	}
+	d := max(now.Sub(since), 0)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours())/24)
+	}
+}
+
+func microseconds(us int64) string {
+	if us == 0 {
+		return ""
+	}
+	return (time.Duration(us) * time.Microsecond).String()
+}

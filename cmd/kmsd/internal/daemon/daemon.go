@@ -1,0 +1,218 @@
+// Package daemon answers: how does kmsd run?
+//
+// [Run] opens what a configuration names, in an order in which each thing finds
+// what it needs, serves until it is told to stop, and closes everything in the
+// opposite order. While it runs it is a list of tasks; the first that fails stops
+// all.
+//
+// SIGHUP reads certificates, tokens, policies and the log level anew and reopens
+// the audit log. What cannot be read is logged and leaves the old in force. All else in
+// a configuration needs a restart.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"kmsd/cmd/kmsd/internal/audit"
+	"kmsd/cmd/kmsd/internal/auth"
+	"kmsd/cmd/kmsd/internal/config"
+	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/kms"
+	"kmsd/kms/catalog/boltcat"
+)
+
+// drainTime is what requests under way get to end when kmsd stops.
+const drainTime = 10 * time.Second
+
+// Options are what Run needs. They are copied.
+type Options struct {
+	// Load reads the configuration: once at the start, and again on SIGHUP.
+	Load func() (*config.Config, error)
+	// Listeners are addresses of the configuration that are open already. Run
+	// closes them.
+	Listeners map[string]net.Listener
+	// Log gets the log, in JSON unless it is a terminal.
+	Log io.Writer
+	// Ready is called once, when kmsd answers, with the addresses that it serves.
+	Ready func(addrs []string) error
+}
+
+// Run serves until ctx ends; then it returns nil.
+func Run(ctx context.Context, opts Options) (err error) {
+	if err := harden(); err != nil {
+		return err
+	}
+	cfg, err := opts.Load()
+	if err != nil {
+		return errors.Join(err, closeAll(opts.Listeners))
+	}
+	log := newLogger(opts.Log, cfg.Log.Level)
+	for _, w := range cfg.Warnings {
+		log.Warn(w)
+	}
+	doors, err := listen(cfg.Listen, opts.Listeners)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, doors.close()) }()
+
+	principals, err := auth.New(auth.Config{Tokens: cfg.Auth.Tokens, Policies: cfg.Auth.Policies})
+	if err != nil {
+		return err
+	}
+	trail, err := audit.Open(cfg.Audit.File)
+	if err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
+	defer func() { err = errors.Join(err, trail.Close()) }()
+	store, err := boltcat.Open(cfg.Catalog.Bolt.Path)
+	if err != nil {
+		return fmt.Errorf("opening the catalog: %w", err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	service, err := kms.Open(ctx, cfg.KMS(store, log))
+	if err != nil && ctx.Err() != nil {
+		return nil // told to stop before it could begin
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, service.Close()) }()
+
+	handler, err := httpapi.New(httpapi.Config{Service: service, Auth: guard{principals}, Audit: scribe{trail}, Logger: log.Named("http")})
+	if err != nil {
+		return err
+	}
+	s := &server{opts: opts, log: log, doors: doors, handler: handler, auth: principals, audit: trail}
+	if doors.tcp() {
+		if s.certs, err = newCertificates(cfg.TLS); err != nil {
+			return err
+		}
+	}
+	return s.run(ctx)
+}
+
+// server is a kmsd that has everything open.
+type server struct {
+	opts    Options
+	log     hclog.Logger
+	doors   doors
+	handler *httpapi.Handler
+	certs   *certificates // nil without a TCP listener
+	auth    *auth.Auth
+	audit   *audit.Log
+}
+
+func (s *server) run(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
+	tasks, ctx := errgroup.WithContext(ctx)
+	for _, d := range s.doors {
+		tasks.Go(func() error { return s.serve(ctx, d) })
+	}
+	tasks.Go(func() error { return s.reloads(ctx, hup) })
+	if s.certs != nil {
+		tasks.Go(func() error { return s.certs.watch(ctx, s.log) })
+	}
+	tasks.Go(func() error {
+		s.log.Info("ready", "version", version(), "listen", s.doors.addrs())
+		if s.opts.Ready == nil {
+			return nil
+		}
+		return s.opts.Ready(s.doors.addrs())
+	})
+	err := tasks.Wait()
+	s.log.Info("drained; closing")
+	return err
+}
+
+// serve serves one listener until ctx ends and its requests have been answered.
+func (s *server) serve(ctx context.Context, d door) error {
+	var web *http.Server
+	var start func() error
+	if d.network == "unix" {
+		web = httpapi.Server(s.handler, nil, s.log.Named("http"))
+		start = func() error { return web.Serve(d.listener) }
+	} else {
+		web = httpapi.Server(s.handler, s.certs.config(), s.log.Named("http"))
+		start = func() error { return web.ServeTLS(d.listener, "", "") }
+	}
+	served := make(chan error, 1)
+	go func() { served <- start() }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving %s: %w", d.addr, err)
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if err := web.Shutdown(drain); err != nil {
+		s.log.Warn("requests were broken off", "listen", d.addr, "after", drainTime)
+		err = web.Close()
+		<-served
+		return err
+	}
+	<-served
+	return nil
+}
+
+// reloads does what SIGHUP asks for.
+func (s *server) reloads(ctx context.Context, hup <-chan os.Signal) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			s.reload()
+		}
+	}
+}
+
+func (s *server) reload() {
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"the configuration", s.reloadLevel},
+		{"tokens and policies", s.auth.Reload},
+		{"the audit log", s.audit.Reopen},
+		{"certificates", s.reloadCerts},
+	}
+	for _, step := range steps {
+		if err := step.do(); err != nil {
+			s.log.Error("reading anew; the old stays in force", "what", step.what, "error", err)
+		} else {
+			s.log.Info("read anew", "what", step.what)
+		}
+	}
+}
+
+func (s *server) reloadLevel() error {
+	cfg, err := s.opts.Load()
+	if err != nil {
+		return err
+	}
+	s.log.SetLevel(level(cfg.Log.Level))
+	return nil
+}
+
+func (s *server) reloadCerts() error {
+	if s.certs == nil {
+		return nil
+	}
+	return s.certs.reload()
+}
