@@ -159,7 +159,7 @@ func (k *KMS) addVersion(ctx context.Context, g *keyGroup, done string, degraded
 		}
 		h, err := k.generate(ctx, g, rec)
 		if err != nil {
-			return catalog.Key{}, err
+			return catalog.Key{}, ifEnded(ctx, err)
 		}
 		copies, failures := k.spread(ctx, g, h)
 		lost := lostSource(failures)
@@ -170,11 +170,23 @@ func (k *KMS) addVersion(ctx context.Context, g *keyGroup, done string, degraded
 		k.undo(ctx, g, h.intent)
 		switch {
 		case ctx.Err() != nil:
-			return catalog.Key{}, context.Cause(ctx)
+			return catalog.Key{}, ifEnded(ctx, err)
 		case !lost || attempt == len(g.Names()):
 			return catalog.Key{}, err
 		}
 		k.log.Warn("the primary was lost while a key was made; making it anew", "key", rec.Name, "member", h.primary.Name())
+	}
+}
+
+// ifEnded puts the reason why ctx ended, if it did, before what that has led to.
+func ifEnded(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() == nil:
+		return err
+	case err == nil:
+		return context.Cause(ctx)
+	default:
+		return fmt.Errorf("%w: %v", context.Cause(ctx), err)
 	}
 }
 
