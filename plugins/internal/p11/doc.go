@@ -35,7 +35,7 @@
 // A return value that means "your session, login or handle is gone" makes the
 // worker look whether the session is alive. If it is, only the cached handle was
 // stale. If not, one worker builds the whole connection anew (library, login,
-// sessions, session objects, handles) while the others wait, and each call is
-// tried once more. If the connection cannot be made the driver is finished and
+// sessions, session objects, handles) while the others wait, and the call is tried
+// again. If the connection cannot be made the driver is finished and
 // says so to every later call; the process is meant to be replaced.
 package p11

@@ -201,8 +201,8 @@ func (s *session) write(f func() error) error {
 	return f()
 }
 
-// call runs f on a worker of a lane and, when the connection turns out to be
-// lost, once more on a new one. T must not share memory with the caller's values.
+// call runs f on a worker of a lane, and again when the connection turns out to be
+// lost and can be made anew. T must not share memory with the caller's values.
 func call[T any](ctx context.Context, d *Driver, l *lane, f func(*session) (T, error)) (T, error) {
 	var out T
 	err := l.do(ctx, func(worker int) (err error) {
@@ -215,6 +215,10 @@ func call[T any](ctx context.Context, d *Driver, l *lane, f func(*session) (T, e
 	}
 	return out, nil
 }
+
+// maxTries is how often a call meets the token: once, once more on the connection
+// made anew, and a last time for a connection that is lost again just then.
+const maxTries = 3
 
 func attempt[T any](d *Driver, worker int, f func(*session) (T, error)) (T, error) {
 	var zero T
@@ -233,7 +237,7 @@ func attempt[T any](d *Driver, worker int, f func(*session) (T, error)) (T, erro
 		if !errors.Is(err, errEpoch) { // that one never reached the token
 			tries++
 		}
-		if tries == 2 {
+		if tries == maxTries {
 			return zero, lost(err)
 		}
 		if err := d.revive(s.c); err != nil {
