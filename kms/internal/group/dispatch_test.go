@@ -276,6 +276,22 @@ func TestAMemberSilentForTheCommandTimeoutIsDropped(t *testing.T) {
 	})
 }
 
+func TestAMemberThatSendsHeartbeatsIsNotDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []string{"a", "b"}, nil).start()
+		r.hsms["a"].set(func(h *hsm) { h.beats = true })
+		r.hsms["a"].freeze()
+		elapse(5 * time.Minute)
+		r.wantState("a", api.MemberProbing)
+		r.hsms["a"].thaw()
+		elapse(time.Second)
+		r.wantState("a", api.MemberActive)
+		if _, n, _ := r.hsms["a"].count(); n != 1 {
+			t.Errorf("the driver was started %d times, want once", n)
+		}
+	})
+}
+
 func TestASlowCommandIsHedgedWithinTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, []string{"a", "b"}, func(c *group.Config) { c.Hedge = true }).start()

@@ -32,6 +32,7 @@ type hsm struct {
 	keys     map[pluginproto.KeyID]bool
 	serial   string
 	domain   string
+	beats    bool // sends heartbeats even when frozen
 }
 
 func newHSM(name string) *hsm {
@@ -91,6 +92,15 @@ func (c *conn) Done() <-chan struct{} { return c.done }
 func (c *conn) Kill()                 { c.once.Do(func() { close(c.done) }) }
 func (c *conn) PID() int              { return c.pid }
 func (c *conn) Close() error          { c.Kill(); return nil }
+
+func (c *conn) LastHeard() time.Time {
+	c.hsm.mu.Lock()
+	defer c.hsm.mu.Unlock()
+	if c.hsm.beats {
+		return time.Now()
+	}
+	return time.Time{}
+}
 
 func errDevice() error {
 	return &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "encrypting"}

@@ -351,3 +351,92 @@ group "g": member "c" has no way to connect`
 		t.Error("a group without members was made")
 	}
 }
+
+func TestEveryCallOfAMemberReachesItsDriver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []string{"a"}, nil).start()
+		m, err := r.Member("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := map[string]func(context.Context) error{
+			"list":           func(ctx context.Context) error { _, err := m.List(ctx); return err },
+			"inspect":        func(ctx context.Context) error { _, err := m.Inspect(ctx, keyID(1)); return err },
+			"generate":       func(ctx context.Context) error { _, err := m.Generate(ctx, pluginproto.KeySpec{}); return err },
+			"set attributes": func(ctx context.Context) error { return m.SetAttributes(ctx, keyID(1), pluginproto.Attributes{}) },
+			"destroy":        func(ctx context.Context) error { return m.Destroy(ctx, keyID(1)) },
+			"clone": func(ctx context.Context) error {
+				_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource})
+				return err
+			},
+			"do": func(ctx context.Context) error { _, err := m.Do(ctx, encrypt); return err },
+		}
+		wrong := pluginproto.Errorf(pluginproto.ClassCaller, "asking", "it makes no sense")
+		for name, call := range calls { // slower than their callers wait, faster than a member that is silent
+			r.hsms["a"].set(func(h *hsm) { h.fault, h.delay = nil, 0 })
+			if err := call(t.Context()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			r.hsms["a"].set(func(h *hsm) { h.fault = func(pluginproto.Command) error { return wrong } })
+			if err := call(t.Context()); !errors.Is(err, wrong) || err.Error() != "member a: asking: it makes no sense" {
+				t.Errorf("%s: got %v, want the driver's answer with the member's name", name, err)
+			}
+			r.hsms["a"].set(func(h *hsm) { h.delay = 1500 * time.Millisecond })
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			began := time.Now()
+			if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second {
+				t.Errorf("%s: got %v after %v, want the deadline", name, err, time.Since(began))
+			}
+			if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: after the deadline: %v", name, err)
+			}
+			cancel()
+			elapse(3 * time.Second)
+		}
+		r.Close()
+		for name, call := range calls {
+			if err := call(t.Context()); err == nil {
+				t.Errorf("%s: a closed group answered", name)
+			}
+		}
+	})
+}
+
+func TestAKeyOperationWaitsForAMemberThatIsJustComingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []string{"a"}, func(c *group.Config) {
+			connect := c.Members[0].Connect
+			c.Members[0].Connect = func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {
+				elapse(time.Second)
+				return connect(ctx)
+			}
+		}).start()
+		nothing := func(context.Context, group.Member) error { return nil }
+		r.hsms["a"].crash()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := r.OnPrimary(ctx, nothing); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with less time than the member needs: %v", err)
+		}
+		if by, err := r.OnPrimary(t.Context(), nothing); by != "a" || err != nil {
+			t.Errorf("made on %q with %v", by, err)
+		}
+		r.hsms["a"].set(func(h *hsm) { h.refusal = errors.New("no power") })
+		r.hsms["a"].crash()
+		synctest.Wait()
+		began := time.Now()
+		_, err := r.OnPrimary(t.Context(), nothing)
+		if !errors.Is(err, group.ErrLost) || time.Since(began) > 2100*time.Millisecond {
+			t.Errorf("got %v after %v, want the loss after 2 s at most", err, time.Since(began))
+		}
+		want := "group g: no member of the group can serve: CKR_DEVICE_ERROR"
+		if err.Error() != want {
+			t.Errorf("got %q, want %q", err, want)
+		}
+		r.Close()
+		if _, err := r.OnPrimary(t.Context(), nothing); !errors.Is(err, group.ErrClosed) {
+			t.Errorf("after Close: %v", err)
+		}
+	})
+}

@@ -1,0 +1,132 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+func connectNever(context.Context) (Conn, pluginproto.TokenInfo, error) {
+	return nil, pluginproto.TokenInfo{}, errors.New("never")
+}
+
+func TestOnlyWhatIsInTheTableMovesAMember(t *testing.T) {
+	states := []api.MemberState{
+		api.MemberActive, api.MemberStandby, api.MemberProbing, api.MemberSyncing, api.MemberDown, api.MemberFailed,
+	}
+	for _, from := range states {
+		for _, what := range []happening{reached, opened, admitted, onStand, silent, answered, lost, refused} {
+			g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := g.members[0]
+			m.state = from
+			g.moveLocked(m, what, errors.New("news"))
+			want, moves := transitions[situation{from, what}]
+			if !moves {
+				want = from
+			}
+			if m.state != want {
+				t.Errorf("%s, %s: now %s, want %s", from, what, m.state, want)
+			}
+			if told := len(g.events) > 0; told != moves {
+				t.Errorf("%s, %s: told %v, want %v", from, what, told, moves)
+			}
+		}
+	}
+}
+
+func TestAMemberEntersTheGroupOnlyThroughSyncing(t *testing.T) {
+	for s, to := range transitions {
+		if (to == api.MemberActive || to == api.MemberStandby) && s.from != api.MemberSyncing {
+			t.Errorf("%s, %s leads to %s", s.from, s.what, to)
+		}
+		if to == api.MemberSyncing && s.what != opened && s.what != answered {
+			t.Errorf("%s, %s leads to %s", s.from, s.what, to)
+		}
+	}
+}
+
+func TestGroupState(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		members []api.MemberState
+		want    api.GroupState
+	}{
+		{"all serve", []api.MemberState{"active", "active", "active"}, api.GroupNormal},
+		{"one serves and one stands by", []api.MemberState{"active", "standby"}, api.GroupNormal},
+		{"the only member serves", []api.MemberState{"active"}, api.GroupNormal},
+		{"one of three is away", []api.MemberState{"active", "down", "active"}, api.GroupDegraded},
+		{"the standby is away", []api.MemberState{"active", "active", "failed"}, api.GroupDegraded},
+		{"one of three is left", []api.MemberState{"active", "down", "probing"}, api.GroupSole},
+		{"one is left beside a standby and one that is away", []api.MemberState{"active", "standby", "down"}, api.GroupSole},
+		{"only standbys are left", []api.MemberState{"down", "standby", "standby"}, api.GroupStandbyServing},
+		{"everybody is away", []api.MemberState{"syncing", "failed"}, api.GroupLost},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := &Group{}
+			for _, s := range c.members {
+				g.members = append(g.members, &member{state: s})
+			}
+			if got := g.stateLocked(); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestLatencyQuantiles(t *testing.T) {
+	var h latency
+	if q := h.quantile(0.99); q != 0 {
+		t.Errorf("nothing measured gives %v", q)
+	}
+	for i := range 1000 {
+		h.add(time.Duration(i+1) * time.Microsecond)
+	}
+	for _, c := range []struct {
+		q    float64
+		want time.Duration
+	}{{0.5, 500 * time.Microsecond}, {0.99, 990 * time.Microsecond}} {
+		if got := h.quantile(c.q); got < c.want || got > c.want*9/8 {
+			t.Errorf("quantile %v is %v, want %v and at most an eighth more", c.q, got, c.want)
+		}
+	}
+	for range 2 * memory {
+		h.add(time.Second)
+	}
+	if got := h.quantile(0.5); got < time.Second {
+		t.Errorf("after many slow answers the median is %v; old ones should be forgotten", got)
+	}
+	h.add(time.Hour)
+	h.add(-time.Second)
+}
+
+func TestEveryBucketHoldsItsUpperEnd(t *testing.T) {
+	for i := range (latency{}).counts {
+		if got := bucket(upperEnd(i)); got != i {
+			t.Errorf("the upper end of bucket %d, %v, is in bucket %d", i, upperEnd(i), got)
+		}
+		if i > 0 && bucket(upperEnd(i-1)+time.Microsecond) != i {
+			t.Errorf("there is a gap before bucket %d", i)
+		}
+	}
+}
+
+func TestCostsRankWhatKeepsATokenBusy(t *testing.T) {
+	cost := func(op pluginproto.Op, m pluginproto.Mechanism) int {
+		return costOf(pluginproto.Command{Op: op, Mech: m})
+	}
+	aes, hmac := cost(pluginproto.OpDecrypt, pluginproto.AESGCM), cost(pluginproto.OpMAC, pluginproto.HMAC)
+	ecdsa, rsa := cost(pluginproto.OpSign, pluginproto.ECDSA), cost(pluginproto.OpSign, pluginproto.RSAPSS)
+	if !(aes == hmac && aes < ecdsa && ecdsa < rsa && rsa < costGenerate) {
+		t.Errorf("costs are %d %d %d %d %d", aes, hmac, ecdsa, rsa, costGenerate)
+	}
+	if verify := cost(pluginproto.OpVerify, pluginproto.RSAPSS); verify != aes {
+		t.Errorf("a verification costs %d, want as little as a symmetric command", verify)
+	}
+}
