@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -52,14 +50,13 @@ func newCheck(s *session) *cobra.Command {
 }
 
 func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
-	cfg, err := config.Load(path, config.Options{Flags: cmd.Flags()})
+	cfg, err := config.Load(path, config.Options{Flags: cmd.Flags(), Modules: true})
 	if err != nil {
 		return err
 	}
 	for _, w := range cfg.Warnings {
 		fmt.Fprintln(s.Err, "kmsd: "+w)
 	}
-	faults := moduleFaults(cfg)
 	_, principals := auth.New(auth.Config{Tokens: cfg.Auth.Tokens, Policies: cfg.Auth.Policies})
 	tokens := map[string]api.Token{}
 	if !offline {
@@ -67,30 +64,14 @@ func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
 		if err != nil {
 			return errors.Join(principals, err)
 		}
-		faults = memberFaults(cfg, groups, tokens)
-	}
-	if len(faults) > 0 {
-		return errors.Join(faults, principals)
+		if faults := memberFaults(cfg, groups, tokens); len(faults) > 0 {
+			return errors.Join(faults, principals)
+		}
 	}
 	if principals != nil {
 		return principals
 	}
 	return s.printChecked(cfg, path, tokens)
-}
-
-// moduleFaults looks for libraries that are named and not there.
-func moduleFaults(cfg *config.Config) config.Faults {
-	var faults config.Faults
-	for i, g := range cfg.Groups {
-		for j, m := range g.Members {
-			if module := m.Settings["module"]; filepath.IsAbs(module) {
-				if _, err := os.Stat(module); err != nil {
-					faults = append(faults, cfg.MemberFault(i, j, "settings.module: "+err.Error()))
-				}
-			}
-		}
-	}
-	return faults
 }
 
 // memberFaults says of every member that does not serve why. The tokens of the

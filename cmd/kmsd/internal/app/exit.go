@@ -92,9 +92,13 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 	if !known {
 		return
 	}
+	hint := failure.Hint
+	if failure.Code == api.CodeUnauthenticated { // the server's hint is for those who speak HTTP
+		hint = "set KMSD_TOKEN, or --cert and --key; after kmsd dev: . .kmsd/env.sh"
+	}
 	for _, line := range []struct{ name, text string }{
 		{"code", string(failure.Code)},
-		{"hint", failure.Hint},
+		{"hint", hint},
 		{"member", failure.Member},
 		{"ckr", failure.CKR},
 		{"request", failure.RequestID},

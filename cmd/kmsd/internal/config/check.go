@@ -30,7 +30,7 @@ const (
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 // check looks at everything that can be told without starting a driver.
-func (cfg *Config) check(c *collector, dev bool) {
+func (cfg *Config) check(c *collector, opts Options) {
 	cfg.checkListen(c)
 	cfg.checkFiles(c)
 	if len(cfg.Groups) == 0 {
@@ -42,7 +42,7 @@ func (cfg *Config) check(c *collector, dev bool) {
 		at := fmt.Sprintf("groups[%d]", i)
 		checkName(c, at+".name", g.Name, names)
 		cfg.checkGroup(c, at, g)
-		cfg.checkMembers(c, at, g, dev, sums)
+		cfg.checkMembers(c, at, g, opts, sums)
 	}
 	if cfg.Log.Level != "" && hclog.LevelFromString(cfg.Log.Level) == hclog.NoLevel {
 		c.check("log.level", "%q is none of trace, debug, info, warn, error", cfg.Log.Level)
@@ -184,7 +184,7 @@ func (cfg *Config) checkGroup(c *collector, at string, g Group) {
 	}
 }
 
-func (cfg *Config) checkMembers(c *collector, at string, g Group, dev bool, sums map[string]string) {
+func (cfg *Config) checkMembers(c *collector, at string, g Group, opts Options, sums map[string]string) {
 	switch n := len(g.Members); {
 	case n == 0:
 		c.check(at+".members", "missing; a group needs at least one HSM")
@@ -197,7 +197,12 @@ func (cfg *Config) checkMembers(c *collector, at string, g Group, dev bool, sums
 		at := fmt.Sprintf("%s.members[%d]", at, i)
 		checkName(c, at+".name", m.Name, names)
 		cfg.checkSecret(c, at+".pin", m.PIN, "the PIN of "+m.Name)
-		cfg.checkDriver(c, at, m, dev, sums)
+		cfg.checkDriver(c, at, m, opts.Dev, sums)
+		if module := m.Settings["module"]; opts.Modules && filepath.IsAbs(module) {
+			if _, err := os.Stat(module); err != nil {
+				c.check(at+".settings.module", "%v", plain(err))
+			}
+		}
 		key := token(m)
 		if other, taken := tokens[key]; taken && len(m.Settings) > 0 {
 			c.check(at+".settings", "the same token as member %s; every member needs its own", other)

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"flag"
@@ -257,7 +258,7 @@ func TestFaults(t *testing.T) {
 			}
 			t.Chdir(f.dir)
 			f.file(t, string(ar.Files[0].Data))
-			_, err = config.Load("kmsd.yaml", config.Options{Environ: []string{"PIN_A=1234"}})
+			_, err = config.Load("kmsd.yaml", config.Options{Environ: []string{"PIN_A=1234"}, Modules: true})
 			if err == nil {
 				t.Fatal("no fault was found")
 			}
@@ -295,6 +296,61 @@ func TestFaultsOfSyntaxHaveTheirLine(t *testing.T) {
 	_, err := config.Load(f.file(t, "listen: []\ntls: {}\n\tcatalog: x\n"), config.Options{Environ: []string{}})
 	if err == nil || !strings.Contains(err.Error(), "kmsd.yaml:3: not YAML: ") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestTLSIsReadAnew(t *testing.T) {
+	f := newFixture(t)
+	cfg, err := config.Load(f.file(t, sound), config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := cfg.TLS.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.MinVersion != tls.VersionTLS13 || before.ClientAuth != tls.VerifyClientCertIfGiven || before.ClientCAs == nil {
+		t.Errorf("got %+v", before)
+	}
+	stamp := cfg.TLS.Stamp()
+	cert, key := certificate(t)
+	if err := os.WriteFile(cfg.TLS.Cert, []byte(cert+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.TLS.Stamp() == stamp {
+		t.Error("a changed file has the same stamp")
+	}
+	if _, err := cfg.TLS.Load(); err == nil || !strings.Contains(err.Error(), "reading the certificate: tls: private key does not match public key") {
+		t.Errorf("got %v, want a refusal of the old key", err)
+	}
+	if err := os.WriteFile(cfg.TLS.Key, []byte(key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cfg.TLS.Load(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(cfg.TLS.Key, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cfg.TLS.Load(); err == nil || !strings.Contains(err.Error(), "mode 0644 lets others at") {
+		t.Errorf("got %v, want a refusal of the mode", err)
+	}
+}
+
+func TestListenAddresses(t *testing.T) {
+	for addr, want := range map[string][2]string{
+		"https://127.0.0.1:8420":     {"tcp", "127.0.0.1:8420"},
+		"https://[::1]:0":            {"tcp", "[::1]:0"},
+		"https://:8420/":             {"tcp", ":8420"},
+		"unix:///run/kmsd/kmsd.sock": {"unix", "/run/kmsd/kmsd.sock"},
+	} {
+		network, address, err := config.ParseListen(addr)
+		if err != nil || network != want[0] || address != want[1] {
+			t.Errorf("%s: got %s %s %v, want %v", addr, network, address, err, want)
+		}
+	}
+	if _, _, err := config.ParseListen("unix:///" + strings.Repeat("x", 120)); err == nil || !strings.Contains(err.Error(), "may have 107 bytes") {
+		t.Errorf("got %v, want a refusal of the length", err)
 	}
 }
 

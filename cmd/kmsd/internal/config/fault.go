@@ -78,7 +78,8 @@ func (o origins) fault(path, format string, args ...any) Fault {
 	return Fault{Origin: name, Path: path, Msg: fmt.Sprintf(format, args...), line: at.line}
 }
 
-// MemberFault is a fault of a member that only its driver could tell.
+// MemberFault is a fault of a member that only its driver could tell. Group and
+// member count from 0.
 func (cfg *Config) MemberFault(group, member int, msg string) Fault {
 	return cfg.origins.fault(fmt.Sprintf("groups[%d].members[%d]", group, member), "%s", msg)
 }

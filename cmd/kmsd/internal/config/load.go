@@ -25,6 +25,9 @@ type Options struct {
 	Flags *pflag.FlagSet
 	// Dev lets a member do without the SHA-256 of its driver.
 	Dev bool
+	// Modules makes a library that a setting names and that is not there a fault. A
+	// server leaves that to its driver, and serves with the other members.
+	Modules bool
 }
 
 // Variables of the command line client and of kmsd dev. They share the prefix but
@@ -62,7 +65,7 @@ func Load(path string, opts Options) (*Config, error) {
 	cfg, c := decode(path, text, opts)
 	if cfg != nil {
 		resolve(reflect.ValueOf(cfg).Elem(), dir)
-		cfg.check(c, opts.Dev)
+		cfg.check(c, opts)
 	}
 	if err := c.err(); err != nil {
 		return nil, err
