@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"kmsd/pluginproto"
 )
@@ -83,14 +84,18 @@ var ErrDifferent = errors.New("the key has another value than the catalog says")
 // different makes the permanent failure of a member with wrong copies.
 func different(member string, faults []error) error {
 	const shown = 3
-	msg := errors.Join(faults[:min(shown, len(faults))]...).Error()
-	if more := len(faults) - shown; more > 0 {
-		msg += fmt.Sprintf("\nand %d more", more)
+	var names []string
+	for _, f := range faults[:min(shown, len(faults))] {
+		names = append(names, f.Error())
 	}
-	return errors.Join(ErrDifferent, &pluginproto.Error{
-		Class:     pluginproto.ClassMember,
-		Op:        "comparing member " + member + " with the catalog",
-		Msg:       msg + "; it is not overwritten: find out which is right, then remove the wrong object or replace the member",
+	if more := len(faults) - shown; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Errorf("%w: %w", ErrDifferent, &pluginproto.Error{
+		Class: pluginproto.ClassMember,
+		Op:    "comparing member " + member + " with the catalog",
+		Msg: strings.Join(names, "; ") +
+			"; it is not overwritten: find out which is right, then remove the wrong object or replace the member",
 		Permanent: true,
 	})
 }
