@@ -63,7 +63,7 @@ func TestFailoverUnderLoadLosesNoCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, three, nil).start()
 		for _, h := range r.hsms {
-			h.set(func(h *hsm) { h.delay = time.Millisecond })
+			h.set(func(h *hsm) { h.delay = 5 * time.Millisecond })
 		}
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
