@@ -34,8 +34,7 @@ func TestNoKeyIsLostOrHalfMadeWhenKmsdIsKilled(t *testing.T) {
 			drivers = append(drivers, m.DriverPID)
 		}
 		stop := makeKeys(t, c, acks, round)
-		pause := time.NewTimer(time.Duration(rand.IntN(150)) * time.Millisecond)
-		<-pause.C
+		wait(t, time.Duration(rand.IntN(150))*time.Millisecond)
 		s.Kill()
 		stop()
 		c.Close()
@@ -46,7 +45,8 @@ func TestNoKeyIsLostOrHalfMadeWhenKmsdIsKilled(t *testing.T) {
 	s := startIn(t, dir, listen)
 	c := dial(t, s)
 	g, took := awaitWhole(t, c, 20*time.Second)
-	t.Logf("%d keys acknowledged through %d crashes; the catalog has %d versions; whole %v after the start", len(acks.keys), crashes, g.Keys, took)
+	t.Logf("through %d crashes %d versions of keys were acknowledged, and %d keys destroyed; the catalog has %d living versions; whole %v after the start",
+		crashes, len(acks.keys), len(acks.destroyed), g.Keys, took)
 	if len(acks.keys) < crashes {
 		t.Errorf("only %d keys were acknowledged; it proves nothing below %d", len(acks.keys), crashes)
 	}
@@ -54,6 +54,11 @@ func TestNoKeyIsLostOrHalfMadeWhenKmsdIsKilled(t *testing.T) {
 		got, err := c.Unwrap(t.Context(), k.name, k.wrapped, k.aad())
 		if err != nil || !bytes.Equal(got, k.plain) {
 			t.Errorf("key %s was acknowledged and does not unwrap: %v", k.name, err)
+		}
+	}
+	for _, name := range acks.destroyed {
+		if k, err := c.Key(t.Context(), name); err != nil || k.State != api.StateDestroyed {
+			t.Errorf("key %s was destroyed and is %s, %v", name, k.State, err)
 		}
 	}
 	allVerify(t, c)
@@ -99,8 +104,9 @@ func checkToken(t *testing.T, cfg devConfig, member string, acks *acknowledged, 
 
 // acknowledged is what kmsd has said yes to.
 type acknowledged struct {
-	mu   sync.Mutex // guards keys
-	keys []ackedKey
+	mu        sync.Mutex // guards what follows
+	keys      []ackedKey
+	destroyed []string // names
 }
 
 type ackedKey struct {
@@ -110,7 +116,7 @@ type ackedKey struct {
 
 func (k ackedKey) aad() []byte { return []byte("crash " + k.name) }
 
-// makeKeys makes and rotates keys until kmsd is gone or stop is called, which waits
+// makeKeys makes, rotates and destroys keys until kmsd is gone or stop is called, which waits
 // for the last request.
 func makeKeys(t *testing.T, c *client.Client, acks *acknowledged, round int) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -119,7 +125,11 @@ func makeKeys(t *testing.T, c *client.Client, acks *acknowledged, round int) (st
 		wg.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
 				name := fmt.Sprintf("key-%d-%d-%d", round, worker, n)
-				if err := acks.makeOne(ctx, c, name); err != nil {
+				work := acks.makeOne
+				if rand.IntN(4) == 0 {
+					work = acks.destroyOne
+				}
+				if err := work(ctx, c, name); err != nil {
 					if errors.Is(err, api.ErrInternal) || errors.Is(err, api.ErrExists) {
 						t.Errorf("making %s: %v", name, err)
 					}
@@ -143,6 +153,20 @@ func (a *acknowledged) makeOne(ctx context.Context, c *client.Client, name strin
 		return err
 	}
 	return a.wrapOne(ctx, c, name)
+}
+
+// destroyOne makes a key and destroys it at once.
+func (a *acknowledged) destroyOne(ctx context.Context, c *client.Client, name string) error {
+	if _, err := c.CreateMasterKey(ctx, name, api.KeyOptions{}); err != nil {
+		return err
+	}
+	if _, err := c.Destroy(ctx, name, 0); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.destroyed = append(a.destroyed, name)
+	return nil
 }
 
 func (a *acknowledged) wrapOne(ctx context.Context, c *client.Client, name string) (err error) {
@@ -172,7 +196,9 @@ func readCatalog(t *testing.T, path string) (living, gone map[string]bool) {
 			t.Fatal(err)
 		}
 		for _, v := range k.Versions {
-			living[v.Identity] = v.State != catalog.Destroyed
+			if v.State != catalog.Destroyed {
+				living[v.Identity] = true
+			}
 		}
 	}
 	for tomb, err := range cat.Tombstones(t.Context()) {

@@ -3,10 +3,11 @@ package e2e_test
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"kmsd/internal/softhsmtest"
 )
 
 func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
@@ -69,12 +70,8 @@ func writePIN(t *testing.T, path string, pin []byte) {
 // checkNotLocked asks the token itself, with a tool that is not ours.
 func checkNotLocked(t *testing.T, m memberConfig) {
 	t.Helper()
-	module := m.Settings["module"]
-	if module == "" {
-		module = softhsmModule(t)
-	}
 	out, errs, code := runProgram(t, []string{"SOFTHSM2_CONF=" + m.Settings["softhsm_conf"]}, "", "/usr/bin/pkcs11-tool",
-		"--module", module, "--list-token-slots")
+		"--module", softhsmtest.Module(t), "--list-token-slots")
 	if code != 0 {
 		t.Fatalf("pkcs11-tool: exit code %d: %s", code, errs)
 	}
@@ -86,16 +83,4 @@ func checkNotLocked(t *testing.T, m memberConfig) {
 			t.Errorf("the token says: %s\n%s", bad, out)
 		}
 	}
-}
-
-// softhsmModule finds SoftHSM where Debian puts it.
-func softhsmModule(t *testing.T) string {
-	t.Helper()
-	for _, pattern := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so"} {
-		if found, _ := filepath.Glob(pattern); len(found) > 0 {
-			return found[0]
-		}
-	}
-	t.Fatal("SoftHSM is not installed: apt-get install softhsm2")
-	return ""
 }

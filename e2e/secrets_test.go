@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"kmsd/internal/devserver"
-	"kmsd/kms/api"
 )
 
 // secret is something that must stay where it is.
@@ -36,7 +35,8 @@ func forms(what, home string, value []byte) []secret {
 	}
 }
 
-// secretsOf returns every PIN and the domain secret.
+// secretsOf returns every PIN, those of the security officers too, and the domain
+// secret.
 func secretsOf(t *testing.T, cfg devConfig) []secret {
 	t.Helper()
 	var all []secret
@@ -44,6 +44,8 @@ func secretsOf(t *testing.T, cfg devConfig) []secret {
 		all = append(all, forms("the domain secret", g.Domain.File, readSecret(t, g.Domain.File))...)
 		for _, m := range g.Members {
 			all = append(all, forms("the PIN of "+m.Name, m.PIN.File, readSecret(t, m.PIN.File))...)
+			soPIN := strings.TrimSuffix(m.PIN.File, ".pin") + ".so-pin"
+			all = append(all, forms("the SO PIN of "+m.Name, soPIN, readSecret(t, soPIN))...)
 		}
 	}
 	for _, s := range all {
@@ -73,7 +75,7 @@ func TestSecretsStayWhereTheyAre(t *testing.T) {
 	searchProcesses(t, s, secrets)
 	m := group(t, c).Members[0]
 	send(t, m.DriverPID, syscall.SIGKILL)
-	awaitMember(t, c, m.Name, recoveredIn, func(now api.Member) bool { return isActive(now) && now.DriverPID != m.DriverPID })
+	awaitReplaced(t, c, m)
 	searchProcesses(t, s, secrets)
 
 	searchFiles(t, filepath.Dir(s.Dir), secrets)
