@@ -2,6 +2,7 @@ package p11
 
 import (
 	"github.com/miekg/pkcs11"
+	"github.com/pkg/errors"
 
 	"kmsd/pluginproto"
 )
@@ -66,4 +67,38 @@ func Classify(ckr uint) error { return fail("testing", pkcs11.Error(ckr)) }
 // Template returns the template of a secret or private key on the token.
 func Template(t pluginproto.KeyType) []*pkcs11.Attribute {
 	return template(secretAttrs(t))
+}
+
+// Domain is the keys of a domain secret.
+type Domain = domain
+
+var (
+	NewDomain  = newDomain
+	DecodeBlob = decodeBlob
+	ParseBlob  = parseBlob
+)
+
+// Blob is a clone blob to be written.
+type Blob = blob
+
+// NewBlob makes one.
+func NewBlob(transfer [16]byte, o pluginproto.Object, wrapped []byte) *Blob {
+	return &blob{transfer: transfer, object: o, wrapped: wrapped}
+}
+
+// Encode writes a blob.
+func (b *blob) Encode(d *Domain) ([]byte, error) { return b.encode(d) }
+
+// Parts returns what a blob carries.
+func (b *blob) Parts() ([16]byte, pluginproto.Object, []byte) { return b.transfer, b.object, b.wrapped }
+
+// Sum is the MAC of a blob's body.
+func (d *domain) Sum(body []byte) []byte { return d.sum(body) }
+
+// Check is what tells domains apart.
+func (d *domain) Check() []byte { return d.check }
+
+// ClassifyWrapped is Classify for an error that crypto11 has wrapped.
+func ClassifyWrapped(ckr uint) error {
+	return fail("testing", errors.WithMessage(pkcs11.Error(ckr), "failed to destroy key"))
 }

@@ -128,18 +128,25 @@ func (s *session) describe(o halves) (described, error) {
 }
 
 func (s *session) describeSecret(h pkcs11.ObjectHandle) (described, error) {
-	v, err := s.attributes(h, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_VALUE_LEN, pkcs11.CKA_LABEL)
+	v, err := s.attributes(h, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_LABEL)
 	if err != nil {
 		return described{}, err
 	}
-	size := ulong(v[1])
+	ckk, label := ulong(v[0]), string(v[1])
+	if ckk != pkcs11.CKK_AES && ckk != pkcs11.CKK_GENERIC_SECRET {
+		return described{label: label}, nil // a DES key has no CKA_VALUE_LEN
+	}
+	if v, err = s.attributes(h, pkcs11.CKA_VALUE_LEN); err != nil {
+		return described{}, err
+	}
+	size := ulong(v[0])
 	if size == 0 {
 		if size, err = s.measure(h); err != nil {
 			return described{}, err
 		}
 	}
-	typ, _ := typeOfSecret(ulong(v[0]), size)
-	return described{typ: typ, label: string(v[2])}, nil
+	typ, _ := typeOfSecret(ckk, size)
+	return described{typ: typ, label: label}, nil
 }
 
 // measure finds the length of a secret key in bytes where CKA_VALUE_LEN does not

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
+
+	"kmsd/internal/drivertest"
+	"kmsd/internal/softhsmtest"
+	"kmsd/pluginproto"
+)
+
+// The test binary is the driver when it is started with this variable.
+const asDriver = "KMSD_TEST_AS_DRIVER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDriver) != "" {
+		os.Exit(run())
+	}
+	os.Exit(m.Run())
+}
+
+// program is this test binary as the driver, with a clean environment.
+func program(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = []string{asDriver + "=1"}
+	return cmd
+}
+
+// process starts a driver process that ends with the test.
+func process(t *testing.T) pluginproto.Driver {
+	t.Helper()
+	p := plugin.NewClient(&plugin.ClientConfig{
+		HandshakeConfig:  pluginproto.Handshake(),
+		Plugins:          plugin.PluginSet{pluginproto.PluginName: pluginproto.NewPlugin(pluginproto.ClientOptions{})},
+		Cmd:              program(context.Background()),
+		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		Logger:           hclog.NewNullLogger(),
+	})
+	t.Cleanup(p.Kill)
+	rpc, err := p.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := rpc.Dispense(pluginproto.PluginName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.(pluginproto.Driver)
+}
+
+// The whole contract, across the process wall, one token and one store a process.
+func TestContract(t *testing.T) {
+	tokens := 0
+	drivertest.Run(t, drivertest.Config{
+		NewToken: func(t *testing.T) drivertest.Token {
+			tokens++
+			label := fmt.Sprintf("token-%d", tokens)
+			conf, pin := softhsmtest.NewToken(t, label)
+			return drivertest.Token{
+				Start:    process,
+				Settings: map[string]string{"token_label": label, "softhsm_conf": conf},
+				PIN:      []byte(pin),
+			}
+		},
+		// Those that take long to make are tested in the engine's own package.
+		Types: []pluginproto.KeyType{
+			pluginproto.AES256, pluginproto.AES128, pluginproto.RSA2048, pluginproto.ECP256, pluginproto.HMACSHA256,
+		},
+	})
+}
+
+func TestInitToken(t *testing.T) {
+	store := softhsmtest.NewStore(t)
+	good := map[string]string{"softhsm_conf": store.Conf, "label": "shop", "pin": "1234-user", "so_pin": "5678-officer"}
+	out, errs, code := initToken(t, good)
+	if code != 0 || errs != "" {
+		t.Fatalf("code %d: %s", code, errs)
+	}
+	var made struct {
+		Serial string
+		Slot   *uint
+	}
+	if err := json.Unmarshal([]byte(out), &made); err != nil || made.Serial == "" || made.Slot == nil {
+		t.Fatalf("answered %q: %v", out, err)
+	}
+
+	d := process(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	info, err := d.Open(ctx, pluginproto.OpenRequest{
+		Settings: map[string]string{"token_serial": made.Serial, "softhsm_conf": store.Conf},
+		PIN:      []byte(good["pin"]), Domain: make([]byte, 32),
+	})
+	if err != nil || info.Label != "shop" || info.Driver != "softhsm dev" {
+		t.Errorf("opening the new token: %+v, %v", info, err)
+	}
+
+	for _, tc := range []struct {
+		name   string
+		change map[string]string
+		want   string
+	}{
+		{"a label that is taken", nil, "there is a token with this label already"},
+		{"an empty PIN", map[string]string{"pin": ""}, "pin is empty"},
+		{"an unknown member", map[string]string{"slot": "1"}, `unknown member "slot"`},
+		{"a configuration that is not there", map[string]string{"softhsm_conf": "/nowhere"}, "softhsm_conf: stat /nowhere"},
+		{"a PIN that is too short", map[string]string{"label": "new", "pin": "1"}, "CKR_PIN_LEN_RANGE"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			request := maps.Clone(good)
+			maps.Copy(request, tc.change)
+			_, errs, code := initToken(t, request)
+			if code != 1 || !strings.Contains(errs, tc.want) {
+				t.Errorf("code %d: %s, want %q", code, errs, tc.want)
+			}
+			if strings.Contains(errs, good["so_pin"]) {
+				t.Error("the message tells a PIN")
+			}
+		})
+	}
+	t.Run("no JSON", func(t *testing.T) {
+		_, errs, code := runDriver(t, []byte(`{"pin": 1234-user`), "init-token")
+		if code != 1 || !strings.Contains(errs, "not one JSON object") || strings.Contains(errs, "1234") {
+			t.Errorf("code %d: %s", code, errs)
+		}
+	})
+}
+
+func initToken(t *testing.T, request map[string]string) (out, errs string, code int) {
+	t.Helper()
+	raw, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runDriver(t, raw, "init-token")
+}
+
+func runDriver(t *testing.T, in []byte, args ...string) (out, errs string, code int) {
+	t.Helper()
+	cmd := program(t.Context(), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &stdout, &stderr
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestCommandLine(t *testing.T) {
+	out, _, code := runDriver(t, nil, "--version")
+	if code != 0 || out != "kmsd-driver-softhsm dev\n" {
+		t.Errorf("--version: code %d, %q", code, out)
+	}
+	for _, args := range [][]string{nil, {"--help"}, {"init-token", "--pin", "1234"}} {
+		out, errs, code := runDriver(t, nil, args...)
+		if code != 2 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "started by kmsd") {
+			t.Errorf("%v: code %d, %q, %q", args, code, out, errs)
+		}
+	}
+}
