@@ -13,8 +13,9 @@ import (
 	"kmsd/kms/api"
 )
 
-// checked is what a check has found of a configuration without faults.
+// checked is what a check has found: faults, or the members.
 type checked struct {
+	Faults  config.Faults   `json:"faults"`
 	Members []checkedMember `json:"members"`
 }
 
@@ -40,13 +41,26 @@ func newCheck(s *session) *cobra.Command {
 			if path == "" {
 				return errNoConfig()
 			}
-			return s.check(cmd, path, offline)
+			return s.tellFaults(s.check(cmd, path, offline))
 		},
 	}
 	addConfigFlag(cmd, &path)
 	cmd.Flags().BoolVar(&offline, "offline", false, "do not start drivers and do not log in")
 	config.AddFlags(cmd.Flags())
 	return cmd
+}
+
+// tellFaults makes the faults of a configuration the output, for a program. For a
+// person they are an error like any other.
+func (s *session) tellFaults(err error) error {
+	var faults config.Faults
+	if s.output != "json" || !errors.As(err, &faults) {
+		return err
+	}
+	if err := s.printJSON(checked{Faults: faults, Members: []checkedMember{}}); err != nil {
+		return err
+	}
+	return errSilent
 }
 
 func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
@@ -92,7 +106,7 @@ func memberFaults(cfg *config.Config, groups []api.Group, tokens map[string]api.
 }
 
 func (s *session) printChecked(cfg *config.Config, path string, tokens map[string]api.Token) error {
-	out := checked{Members: []checkedMember{}}
+	out := checked{Faults: config.Faults{}, Members: []checkedMember{}}
 	for _, g := range cfg.Groups {
 		for _, m := range g.Members {
 			program := cfg.DriverPath(m.Driver)

@@ -50,7 +50,7 @@ func newKeyCreate(s *session) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Make a key with its version 1 on every active member",
 		Long: "Make a key with its version 1 on every active member.\n\n" +
-			"Types: aes-256 (default), aes-128 wrap; rsa-2048, rsa-3072, rsa-4096, ec-p256, ec-p384\nand others sign or decrypt; the server says what it knows.",
+			"aes-256 and aes-128 wrap; rsa-2048, rsa-3072 and rsa-4096 sign and decrypt; ec-p256, ec-p384\nand ec-p521 sign; hmac-sha256 makes MACs.",
 		Args: oneArg("key NAME"),
 	}
 	f := cmd.Flags()

@@ -277,6 +277,18 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+func TestAConfigurationThatAnybodyCanChangeIsRefused(t *testing.T) {
+	f := newFixture(t)
+	path := f.file(t, sound)
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.Load(path, config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+	if err == nil || !strings.HasSuffix(err.Error(), "kmsd.yaml:1: mode 0666 lets anybody change it; chmod 600 it") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestMembersAreLimited(t *testing.T) {
 	f := newFixture(t)
 	var b strings.Builder

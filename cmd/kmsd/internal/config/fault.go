@@ -9,9 +9,9 @@ import (
 
 // Fault is one thing that is wrong with a configuration.
 type Fault struct {
-	Origin string // "kmsd.yaml:12", "KMSD_TLS_CERT" or "--listen"
-	Path   string // "groups[0].members[1].pin"; "" for the whole
-	Msg    string // what is wrong and what to do
+	Origin string `json:"origin"`  // "kmsd.yaml:12", "KMSD_TLS_CERT" or "--listen"
+	Path   string `json:"path"`    // "groups[0].members[1].pin"; "" for the whole
+	Msg    string `json:"message"` // what is wrong and what to do
 
 	line int // for the order; 0 when it is not in the file
 }

@@ -55,6 +55,10 @@ func Load(path string, opts Options) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", plain(err))
 	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", plain(err))
+	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("finding the directory of the configuration: %w", err)
@@ -63,6 +67,9 @@ func Load(path string, opts Options) (*Config, error) {
 		opts.Environ = os.Environ()
 	}
 	cfg, c := decode(path, text, opts)
+	if info.Mode().Perm()&0o002 != 0 { // it names programs that are run
+		c.add("", "mode %04o lets anybody change it; chmod 600 it", info.Mode().Perm())
+	}
 	if cfg != nil {
 		resolve(reflect.ValueOf(cfg).Elem(), dir)
 		cfg.check(c, opts)

@@ -51,8 +51,13 @@ type Options struct {
 
 // Run serves until ctx ends; then it returns nil.
 func Run(ctx context.Context, opts Options) (err error) {
+	// From the very start: the default of SIGHUP would end a kmsd that still opens its
+	// HSMs.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	if err := harden(); err != nil {
-		return err
+		return errors.Join(err, closeAll(opts.Listeners))
 	}
 	cfg, err := opts.Load()
 	if err != nil {
@@ -101,7 +106,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 			return err
 		}
 	}
-	return s.run(ctx)
+	return s.run(ctx, hup)
 }
 
 // server is a kmsd that has everything open.
@@ -115,11 +120,7 @@ type server struct {
 	audit   *audit.Log
 }
 
-func (s *server) run(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-
+func (s *server) run(ctx context.Context, hup <-chan os.Signal) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	for _, d := range s.doors {
 		tasks.Go(func() error { return s.serve(ctx, d) })
