@@ -143,3 +143,32 @@ func FuzzObjects(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCloneRequests reads foreign requests as the driver's side does.
+func FuzzCloneRequests(f *testing.F) {
+	for _, m := range []*driverv1.CloneStepRequest{
+		{},
+		{Transfer: make([]byte, 16), Key: make([]byte, 16), Role: driverv1.CloneRole_CLONE_ROLE_SOURCE},
+		{Transfer: make([]byte, 16), Key: make([]byte, 16), Role: 257, Step: 1 << 31},
+		{Transfer: make([]byte, 17), Key: make([]byte, 16), Role: driverv1.CloneRole_CLONE_ROLE_TARGET, Blob: []byte("blob")},
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m driverv1.CloneStepRequest
+		if proto.Unmarshal(b, &m) != nil {
+			return
+		}
+		req, err := cloneRequestOf(&m)
+		switch {
+		case err != nil && ClassOf(err) != ClassCaller:
+			t.Errorf("error %v is not of class caller", err)
+		case err == nil && (req.Role != CloneSource && req.Role != CloneTarget || req.Step < 0 || len(req.Blob) > MaxBlob):
+			t.Errorf("a request outside the contract: %+v", req)
+		}
+	})
+}

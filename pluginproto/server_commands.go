@@ -81,7 +81,7 @@ func serveCommands(driver Driver, workers int, stream batchStream) error {
 	for {
 		batch, err := stream.Recv()
 		if err != nil {
-			return nil //nolint:nilerr // the core has gone; there is nobody to tell
+			return nil // the core has gone, and there is nobody to tell
 		}
 		if err := s.accept(batch); err != nil {
 			return err

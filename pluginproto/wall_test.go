@@ -99,6 +99,22 @@ func TestSilence(t *testing.T) {
 			between(t, took, 3*time.Minute, 3*time.Minute)
 		})
 	})
+	t.Run("heartbeats tell when the driver was last heard", func(t *testing.T) {
+		behindWall(t, none, func(t *testing.T, d *memdriver.Driver, wall *drivertest.Wall) {
+			if heard := wall.LastHeard(); !heard.IsZero() {
+				t.Errorf("heard at %v, before anything was asked", heard)
+			}
+			d.Script(memdriver.Fault{Op: pluginproto.OpRandom, Delay: time.Minute})
+			go do(t.Context(), wall, random)
+			<-time.After(30 * time.Second)
+			synctest.Wait()
+			between(t, time.Since(wall.LastHeard()), 0, 2*time.Second)
+			hang(t, d, memdriver.Fault{Op: pluginproto.OpProbe})
+			<-time.After(20 * time.Second)
+			between(t, time.Since(wall.LastHeard()), 18*time.Second, 22*time.Second)
+			<-time.After(20 * time.Second)
+		})
+	})
 	t.Run("the last heartbeat counts, not the first", func(t *testing.T) {
 		behindWall(t, none, func(t *testing.T, d *memdriver.Driver, wall *drivertest.Wall) {
 			hang(t, d, memdriver.Fault{Op: pluginproto.OpRandom})

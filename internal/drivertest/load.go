@@ -104,6 +104,7 @@ func (s *suite) testContext(t *testing.T) {
 			})
 		}
 	}
+	t.Run("ended while callers are busy", func(t *testing.T) { s.endUnderLoad(t, id) })
 	t.Run("the token serves on", func(t *testing.T) {
 		if err := roundTrip(limit(t), s.a, id, []byte("text")); err != nil {
 			t.Error(err)
@@ -114,4 +115,30 @@ func (s *suite) testContext(t *testing.T) {
 func (s *suite) generateWith(ctx context.Context) error {
 	_, err := s.a.Generate(ctx, pluginproto.KeySpec{ID: newID(), Type: pluginproto.AES256})
 	return err
+}
+
+// endUnderLoad has callers in the middle of their work when their context ends.
+func (s *suite) endUnderLoad(t *testing.T, id pluginproto.KeyID) {
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for {
+				err := roundTrip(ctx, s.a, id, []byte("text"))
+				if err == nil {
+					continue
+				}
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v, want a deadline", err)
+				}
+				return
+			}
+		})
+	}
+	wg.Wait()
+	deadline, _ := ctx.Deadline()
+	if late := time.Since(deadline); late > 2*time.Second {
+		t.Errorf("the last caller came back %v after the deadline", late)
+	}
 }
