@@ -64,6 +64,9 @@ func ask[Ans any](ctx context.Context, c *Client, q question) (Ans, error) {
 		if f == nil {
 			return answer, nil
 		}
+		if ctx.Err() != nil && (f.err.Code == api.CodeDeadline || f.err.Code == api.CodeInternal) {
+			f = c.broken(ctx, q, ctx.Err()) // what a server says to a connection that is being closed
+		}
 		if attempt == c.opts.Attempts || !again(q, f) || !pause(ctx, delay(attempt, f.err)) {
 			var zero Ans
 			return zero, f.err

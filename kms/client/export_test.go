@@ -1,0 +1,4 @@
+package client
+
+// ReadEvents reads a stream of events.
+var ReadEvents = readEvents
