@@ -24,10 +24,10 @@ func (d *dispatch) start(how beginning) bool {
 		return false
 	}
 	g := d.g
-	tried := d.failed | d.busy
+	skip := d.busy
 	for _, a := range d.live {
 		if a != nil {
-			tried.add(a.l.m)
+			skip.add(a.l.m)
 		}
 	}
 	g.mu.Lock()
@@ -35,7 +35,7 @@ func (d *dispatch) start(how beginning) bool {
 		g.mu.Unlock()
 		return false
 	}
-	l := g.chooseLocked(tried, how == startOnly)
+	l := g.chooseLocked(d.failed, skip, how == startOnly)
 	if l == nil || (how == startHedge && !g.hedge.afford()) {
 		g.mu.Unlock()
 		return false

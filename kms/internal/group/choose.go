@@ -18,21 +18,22 @@ func (s *set) add(m *member)     { *s |= 1 << m.index }
 // nobody else can serve.
 const grace = 2 * time.Second
 
-// chooseLocked returns the least busy link that may serve, among those not in
-// tried: of an active member, of a standby when no member is active, and, if
-// lastResort, of one that has stopped answering when nobody is in step. Nil: none.
-func (g *Group) chooseLocked(tried set, lastResort bool) *link {
+// chooseLocked returns the least busy link that may serve, on a member neither in
+// failed nor in skip: of an active member, of a standby when no member is active or
+// all active ones have failed the caller, and, if lastResort, of one that has
+// stopped answering when nobody is in step. Nil: none.
+func (g *Group) chooseLocked(failed, skip set, lastResort bool) *link {
 	wanted := api.MemberStandby
 	for _, m := range g.members {
-		if m.state == api.MemberActive {
+		if m.state == api.MemberActive && !failed.has(m) {
 			wanted = api.MemberActive
 			break
 		}
 	}
-	if l := g.leastBusyLocked(wanted, tried); l != nil || !lastResort || g.state != api.GroupLost {
+	if l := g.leastBusyLocked(wanted, failed|skip); l != nil || !lastResort || g.state != api.GroupLost {
 		return l
 	}
-	return g.leastBusyLocked(api.MemberProbing, tried)
+	return g.leastBusyLocked(api.MemberProbing, failed|skip)
 }
 
 func (g *Group) leastBusyLocked(state api.MemberState, tried set) *link {

@@ -96,8 +96,8 @@ func (d *dispatch) run() (pluginproto.Result, error) {
 			d.slow = nil
 			d.start(startHedge)
 		case <-d.changed:
-			if !d.start(startMoved) {
-				d.wait()
+			if err := d.goOn(); err != nil {
+				return pluginproto.Result{}, err
 			}
 		case <-d.patience:
 			return pluginproto.Result{}, d.lost()
@@ -120,12 +120,27 @@ func (d *dispatch) take(a *attempt) (res pluginproto.Result, final bool, err err
 	if d.judge(a) {
 		return a.res, true, d.named(a)
 	}
-	if d.idle() {
-		if err := d.launch(); err != nil {
-			return res, true, err
-		}
+	if err := d.goOn(); err != nil {
+		return res, true, err
 	}
 	return res, false, nil
+}
+
+// goOn sees to it that a member that is not known to be silent has the command, or
+// else that the wait for one has an end.
+func (d *dispatch) goOn() error {
+	if d.idle() {
+		return d.launch()
+	}
+	for _, a := range d.live {
+		if a != nil && a.gone != nil {
+			return nil
+		}
+	}
+	if !d.start(startMoved) {
+		d.wait()
+	}
+	return nil
 }
 
 // overdue reports whether the caller's deadline has passed.
@@ -180,24 +195,12 @@ func (d *dispatch) move(i int) error {
 		d.failed.add(a.l.m)
 		d.lastErr = &MemberError{Member: a.l.m.cfg.Name, Err: context.Cause(a.l.ctx)}
 	}
-	if d.start(startMoved) {
-		return nil
-	}
-	if d.idle() {
-		return d.launch()
-	}
-	d.wait()
-	return nil
+	return d.goOn()
 }
 
 // wait limits the time for an answer when all that is left are members that have
 // stopped answering.
 func (d *dispatch) wait() {
-	for _, a := range d.live {
-		if a != nil && a.gone != nil {
-			return
-		}
-	}
 	if d.patience == nil {
 		d.patience = time.After(grace)
 	}
@@ -211,6 +214,9 @@ func (d *dispatch) wait() {
 func (d *dispatch) launch() error {
 	var patience <-chan time.Time
 	for !d.start(startOnly) {
+		if d.busy == 0 && d.readmit() {
+			continue
+		}
 		d.g.mu.Lock()
 		closed, changed, returning := d.g.closed, d.g.changed, d.g.returningLocked(time.Now())
 		d.g.mu.Unlock()
@@ -232,7 +238,6 @@ func (d *dispatch) launch() error {
 		case <-room:
 			d.busy = 0
 		case <-changed:
-			d.readmit()
 		case <-patience:
 			return d.lost()
 		case <-d.ctx.Done():
@@ -242,13 +247,15 @@ func (d *dispatch) launch() error {
 	return nil
 }
 
-// readmit gives members that have come back a second chance, once.
-func (d *dispatch) readmit() {
+// readmit gives members that were lost and have come back a second chance, once.
+func (d *dispatch) readmit() bool {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
-	if !d.second && d.failed != 0 && d.g.chooseLocked(0, false) != nil {
-		d.second, d.failed = true, 0
+	if d.second || d.failed == 0 || d.unknowns > 0 || d.g.chooseLocked(0, 0, false) == nil {
+		return false
 	}
+	d.second, d.failed = true, 0
+	return true
 }
 
 func (d *dispatch) nextPause() time.Duration {
