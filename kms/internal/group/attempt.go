@@ -19,7 +19,7 @@ const (
 // start puts the command on the best member that has not had it, and reports
 // whether there was one.
 func (d *dispatch) start(how beginning) bool {
-	slot := d.freeSlot()
+	slot := d.freeSlot(how)
 	if slot < 0 {
 		return false
 	}
@@ -55,7 +55,7 @@ func (d *dispatch) start(how beginning) bool {
 	g.mu.Unlock()
 
 	d.live[slot] = a
-	d.patience, d.changed = nil, nil
+	d.patience, d.changed, d.room = nil, nil, nil
 	if g.cfg.Hedge && how != startHedge && len(g.members) > 1 {
 		d.slow = time.After(slow)
 	}
@@ -67,13 +67,19 @@ func (d *dispatch) start(how beginning) bool {
 	return true
 }
 
-func (d *dispatch) freeSlot() int {
+// freeSlot returns where to note another attempt, -1 when there is no room. A
+// silent member gives up its place to one that may answer.
+func (d *dispatch) freeSlot(how beginning) int {
+	silent := -1
 	for i, a := range d.live {
 		if a == nil {
 			return i
 		}
+		if a.gone == nil && how == startMoved {
+			silent = i
+		}
 	}
-	return -1
+	return silent
 }
 
 // carry runs an attempt and brings its answer to whoever still wants it. It is

@@ -64,7 +64,7 @@ func chaos(t *testing.T, dice *rand.Rand) {
 // press sends commands until stop is closed. The standby is always well, so every
 // one of them has to succeed in time.
 func (r *rig) press(stop <-chan struct{}) {
-	const limit = 5 * time.Second
+	const limit = 10 * time.Second
 	for {
 		select {
 		case <-stop:

@@ -59,6 +59,7 @@ type dispatch struct {
 	// While only members that have stopped answering have the command:
 	patience <-chan time.Time // fires when they have had their time
 	changed  <-chan struct{}  // closed when some member's state changes
+	room     <-chan time.Time // fires when a busy member is worth another try; nil: none is busy
 }
 
 // attempt is a command on one member.
@@ -71,40 +72,36 @@ type attempt struct {
 }
 
 func (d *dispatch) run() (pluginproto.Result, error) {
-	if err := d.launch(); err != nil {
-		return pluginproto.Result{}, err
-	}
-	for {
+	err := d.launch()
+	for err == nil {
 		select {
 		case a := <-d.answers:
-			if res, final, err := d.take(a); final {
+			var res pluginproto.Result
+			var final bool
+			if res, final, err = d.take(a); final {
 				return res, err
 			}
 		case <-d.gone(0):
-			if err := d.move(0); err != nil {
-				return pluginproto.Result{}, err
-			}
+			err = d.move(0)
 		case <-d.gone(1):
-			if err := d.move(1); err != nil {
-				return pluginproto.Result{}, err
-			}
+			err = d.move(1)
 		case <-d.gone(2):
-			if err := d.move(2); err != nil {
-				return pluginproto.Result{}, err
-			}
+			err = d.move(2)
 		case <-d.slow:
 			d.slow = nil
 			d.start(startHedge)
 		case <-d.changed:
-			if err := d.goOn(); err != nil {
-				return pluginproto.Result{}, err
-			}
+			err = d.goOn()
+		case <-d.room:
+			d.room, d.busy = nil, 0
+			err = d.goOn()
 		case <-d.patience:
-			return pluginproto.Result{}, d.lost()
+			err = d.lost()
 		case <-d.ctx.Done():
-			return pluginproto.Result{}, d.expired()
+			err = d.expired()
 		}
 	}
+	return pluginproto.Result{}, err
 }
 
 // take takes an answer. When it does not end the command, some member has it.
@@ -203,6 +200,9 @@ func (d *dispatch) move(i int) error {
 func (d *dispatch) wait() {
 	if d.patience == nil {
 		d.patience = time.After(grace)
+	}
+	if d.busy != 0 && d.room == nil {
+		d.room = time.After(d.nextPause())
 	}
 	d.g.mu.Lock()
 	d.changed = d.g.changed
