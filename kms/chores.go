@@ -1,0 +1,273 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"kmsd/kms/catalog"
+	"kmsd/kms/internal/group"
+	"kmsd/kms/internal/replica"
+	"kmsd/pluginproto"
+)
+
+// alone runs a chore under the lease.
+func (j *janitor) alone(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, choreTimeout)
+	defer cancel()
+	release, err := j.g.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return do(ctx)
+}
+
+// clearUp decides operations with an open end: under the lease nothing is being
+// made, so an intent that is there will never be committed, and what is committed
+// is in the catalog.
+func (j *janitor) clearUp(ctx context.Context) error {
+	j.mu.Lock()
+	suspects := slices.Sorted(maps.Keys(j.suspects))
+	j.mu.Unlock()
+	if len(suspects) == 0 {
+		return nil
+	}
+	return j.alone(ctx, func(ctx context.Context) error {
+		var open []catalog.Intent
+		for in, err := range j.kms.catalog.Intents(ctx) {
+			if err != nil {
+				return err
+			}
+			if in.Group == j.g.name {
+				open = append(open, in)
+			}
+		}
+		for _, in := range open {
+			tomb, err := j.kms.catalog.Abandon(ctx, in, j.g.Names())
+			if err != nil {
+				return err
+			}
+			j.kms.destroyUndone(ctx, j.g, tomb)
+		}
+		for _, name := range suspects {
+			if _, err := j.kms.refresh(ctx, name); err != nil && !errors.Is(err, catalog.ErrNotFound) {
+				return err
+			}
+			j.mu.Lock()
+			delete(j.suspects, name)
+			j.mu.Unlock()
+		}
+		return nil
+	})
+}
+
+// settle destroys on members in step what should have been destroyed there.
+// Members that are away are dealt with when they are admitted.
+func (j *janitor) settle(ctx context.Context) error {
+	j.mu.Lock()
+	unsettled := j.unsettled
+	j.mu.Unlock()
+	if !unsettled {
+		return nil
+	}
+	return j.alone(ctx, func(ctx context.Context) error {
+		inStep := names(j.g.InStep())
+		var ids []pluginproto.KeyID
+		for t, err := range j.kms.catalog.Tombstones(ctx) {
+			if err != nil {
+				return err
+			}
+			here := slices.ContainsFunc(t.Pending, func(m string) bool { return slices.Contains(inStep, m) })
+			if t.Group != j.g.name || !here {
+				continue
+			}
+			id, err := pluginproto.ParseKeyID(t.Identity)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		if len(ids) > 0 {
+			if err := j.kms.destroyCopies(ctx, j.g, ids); err != nil {
+				return err
+			}
+		}
+		j.mu.Lock()
+		j.unsettled = false
+		j.mu.Unlock()
+		return nil
+	})
+}
+
+// destroyDue destroys versions whose waiting period is over.
+func (j *janitor) destroyDue(ctx context.Context) error {
+	var failures []error
+	for _, name := range j.due(destroyTime) {
+		ctx, cancel := context.WithTimeout(ctx, choreTimeout)
+		_, err := j.kms.destroyNow(ctx, j.g, name, isDue)
+		cancel()
+		failures = append(failures, err)
+	}
+	return errors.Join(failures...)
+}
+
+// rotateDue makes the next version of keys whose newest is old enough.
+func (j *janitor) rotateDue(ctx context.Context) error {
+	var failures []error
+	for _, name := range j.due(rotationTime) {
+		ctx, cancel := context.WithTimeout(ctx, choreTimeout)
+		_, err := j.kms.rotate(ctx, name)
+		cancel()
+		failures = append(failures, translate("rotating key "+name, err))
+	}
+	return errors.Join(failures...)
+}
+
+// due returns the names of the keys whose time has come, in order.
+func (j *janitor) due(when func(*key) time.Time) (keys []string) {
+	now := time.Now()
+	j.kms.ring.inGroup(j.g.name, func(k *key) bool {
+		if at := when(k); !at.IsZero() && !at.After(now) {
+			keys = append(keys, k.rec.Name)
+		}
+		return true
+	})
+	slices.Sort(keys)
+	return keys
+}
+
+// nextDue is the time at which something is to be done that is known of now.
+func (j *janitor) nextDue() time.Time {
+	next := time.Now().Add(idle)
+	now := time.Now()
+	j.kms.ring.inGroup(j.g.name, func(k *key) bool {
+		for _, at := range []time.Time{destroyTime(k), rotationTime(k)} {
+			if at.After(now) && at.Before(next) {
+				next = at
+			}
+		}
+		return true
+	})
+	return next
+}
+
+// destroyTime is when the next version of a key is to be destroyed; zero: none is.
+func destroyTime(k *key) (at time.Time) {
+	for _, v := range k.rec.Versions {
+		if v.State == catalog.DestroyScheduled && v.DestroyAt != nil && (at.IsZero() || v.DestroyAt.Before(at)) {
+			at = *v.DestroyAt
+		}
+	}
+	return at
+}
+
+func isDue(v catalog.Version) bool {
+	return v.State == catalog.DestroyScheduled && v.DestroyAt != nil && !v.DestroyAt.After(time.Now())
+}
+
+// rotationTime is when a key gets its next version by itself; zero: never.
+func rotationTime(k *key) time.Time {
+	if k.rec.RotationPeriod <= 0 || k.primary < 0 {
+		return time.Time{}
+	}
+	return k.rec.Versions[k.primary].Created.Add(k.rec.RotationPeriod)
+}
+
+// noteLost takes copies off the catalog that members in step do not have.
+func (j *janitor) noteLost(ctx context.Context) error {
+	j.mu.Lock()
+	var lost []loss
+	for l, noted := range j.lost {
+		if !noted {
+			lost = append(lost, l)
+		}
+	}
+	j.mu.Unlock()
+	if len(lost) == 0 {
+		return nil
+	}
+	moves := make(map[string][]move)
+	for _, l := range lost {
+		moves[l.key] = append(moves[l.key], move{l.version, l.member, false})
+		j.log.Warn("a member has lost a key", "member", l.member, "key", l.key, "version", l.version)
+	}
+	if err := j.kms.noteCopies(ctx, moves); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, l := range lost {
+		if _, still := j.lost[l]; still {
+			j.lost[l] = true
+		}
+	}
+	return nil
+}
+
+// heal clones to members in step the copies they lack.
+func (j *janitor) heal(ctx context.Context) error {
+	members := j.g.InStep()
+	if len(members) < 2 {
+		return nil
+	}
+	var failures []error
+	for _, l := range j.lacking(names(members)) {
+		failures = append(failures, j.alone(ctx, func(ctx context.Context) error { return j.healOne(ctx, l) }))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// lacking returns the copies that members are without and another one has.
+func (j *janitor) lacking(members []string) (all []loss) {
+	here := func(m string) bool { return slices.Contains(members, m) }
+	j.kms.ring.inGroup(j.g.name, func(k *key) bool {
+		for _, v := range k.rec.Versions {
+			if !living(v) || !slices.ContainsFunc(v.Copies, here) {
+				continue
+			}
+			for _, m := range members {
+				if !slices.Contains(v.Copies, m) {
+					all = append(all, loss{k.rec.Name, v.Number, m})
+				}
+			}
+		}
+		return true
+	})
+	return all
+}
+
+func (j *janitor) healOne(ctx context.Context, l loss) error {
+	k, err := j.kms.ring.get(l.key)
+	if err != nil {
+		return err
+	}
+	i := k.index(l.version)
+	if i < 0 || !living(k.rec.Versions[i]) {
+		return nil
+	}
+	to, err := j.g.Member(l.member)
+	if err != nil {
+		return nil // it is seen to when it is admitted
+	}
+	holders := slices.DeleteFunc(j.g.InStep(), func(m group.Member) bool {
+		return !slices.Contains(k.rec.Versions[i].Copies, m.Name())
+	})
+	_, found, err := replica.Fetch(ctx, to, k.copyOf(i), tokens(holders))
+	if err != nil || !found {
+		return err
+	}
+	j.log.Info("brought over a missing copy", "member", l.member, "key", l.key, "version", l.version)
+	if err := j.kms.noteCopies(ctx, map[string][]move{l.key: {{l.version, l.member, true}}}); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.lost, l)
+	return nil
+}
