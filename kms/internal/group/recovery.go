@@ -152,13 +152,13 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 	for admit := true; l.ctx.Err() == nil; admit = g.renew(l) {
 		if admit {
 			err = g.admit(l)
+			switch {
+			case err == nil && entered.IsZero():
+				entered = time.Now()
+			case err != nil && l.stint.ctx.Err() == nil:
+				g.drop(l, err)
+			}
 			tried(err)
-		}
-		switch {
-		case err == nil && entered.IsZero():
-			entered = time.Now()
-		case err != nil && l.stint.ctx.Err() == nil:
-			g.drop(l, err)
 		}
 		select {
 		case <-l.again:
