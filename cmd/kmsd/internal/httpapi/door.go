@@ -86,7 +86,11 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 	if err := h.authenticate(ctx, c, r); err != nil {
 		return nil, err
 	}
-	var err error
+	// A browser sends a client certificate by itself, also for another site's page.
+	err := h.origin.Check(r)
+	if err != nil {
+		return nil, api.NewError(api.CodeDenied, "requests from another site's page are not allowed", err)
+	}
 	if c.params, err = parseQuery(r.URL.RawQuery, rt.query); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"kmsd/cmd/kmsd/internal/auth"
 	"kmsd/cmd/kmsd/internal/httpapi"
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
@@ -183,6 +184,23 @@ func TestNothingIsReleasedWithoutAudit(t *testing.T) {
 	}
 }
 
+// The actions of the routes are those that a policy can allow, all of them.
+func TestActionsAreThoseOfPolicies(t *testing.T) {
+	used := make(map[string]bool)
+	for _, row := range httpapi.Rows() {
+		used[row.Action] = true
+	}
+	for _, action := range auth.Actions() {
+		if !used[action] {
+			t.Errorf("no route has the action %s", action)
+		}
+		delete(used, action)
+	}
+	for action := range used {
+		t.Errorf("no policy can allow the action %s of a route", action)
+	}
+}
+
 // A shop sees its own keys, and learns nothing of others.
 func TestPoliciesByName(t *testing.T) {
 	service := new(apitest.Memory)
@@ -246,6 +264,9 @@ func TestCrossOrigin(t *testing.T) {
 	k := start(t, new(apitest.Memory), nil)
 	k.ask(t, "POST", "/v1/keys", adminToken, `{"name":"a"}`, "Sec-Fetch-Site", "cross-site").wants(t, 403, api.CodeDenied)
 	k.ask(t, "POST", "/v1/keys", adminToken, `{"name":"a"}`, "Origin", "https://evil.example").wants(t, 403, api.CodeDenied)
+	if r := k.audit.take(); len(r) != 2 || r[0].Outcome != "denied" {
+		t.Errorf("audited %+v", r)
+	}
 }
 
 // Every code has its status, and errors keep their fields on the way.
