@@ -1,6 +1,6 @@
 // Package softhsmtest answers: where does a test get a SoftHSM token?
 //
-// Tokens live in the test's own directory and vanish with it. A machine without
+// Tokens live in a directory of the test's own and vanish with it. A machine without
 // SoftHSM fails the test with a sentence that says how to install it; nothing is
 // skipped.
 package softhsmtest
@@ -55,7 +55,17 @@ type Store struct {
 // NewStore makes an empty store.
 func NewStore(t testing.TB) *Store {
 	t.Helper()
-	dir := t.TempDir()
+	// Not t.TempDir: SoftHSM cannot read a path with an equals sign, which the name
+	// of a test may bring in.
+	dir, err := os.MkdirTemp("", "softhsm-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("removing the tokens: %v", err)
+		}
+	})
 	s := &Store{Conf: filepath.Join(dir, "softhsm2.conf"), dir: filepath.Join(dir, "tokens")}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		t.Fatal(err)

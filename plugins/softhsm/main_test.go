@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 // program is this test binary as the driver, with a clean environment.
 func program(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = []string{asDriver + "=1"}
+	// The race detector lets a process linger for a second when it ends.
+	cmd.Env = []string{asDriver + "=1", "GORACE=atexit_sleep_ms=0"}
 	return cmd
 }
 

@@ -32,9 +32,6 @@ func (d *Driver) Raw(f func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	return f(d.conn.lib, d.conn.keeper)
 }
 
-// Slot returns the slot the driver uses.
-func (d *Driver) Slot() uint { return d.conn.place.slot }
-
 // SetPIN replaces the PIN that the driver keeps for a new login.
 func (d *Driver) SetPIN(pin string) {
 	d.mu.Lock()
@@ -63,11 +60,6 @@ var (
 
 // Classify returns the contract's error for a return value.
 func Classify(ckr uint) error { return fail("testing", pkcs11.Error(ckr)) }
-
-// Template returns the template of a secret or private key on the token.
-func Template(t pluginproto.KeyType) []*pkcs11.Attribute {
-	return template(secretAttrs(t))
-}
 
 // Domain is the keys of a domain secret.
 type Domain = domain

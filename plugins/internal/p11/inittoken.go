@@ -117,9 +117,16 @@ func initToken(lib *pkcs11.Ctx, r initRequest) error {
 	case !errors.Is(err, errNoLabel):
 		return err
 	}
-	slot, err := freeSlot(lib)
+	slot, info, err := freeSlot(lib)
 	if err != nil {
 		return err
+	}
+	// A PIN that is refused after C_InitToken would leave half a token behind.
+	for _, pin := range []string{r.pin, r.soPIN} {
+		if n := uint(len(pin)); n < info.MinPinLen || n > info.MaxPinLen {
+			return &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: pkcs11.CKR_PIN_LEN_RANGE, Op: op,
+				Msg: fmt.Sprintf("a PIN has %d to %d bytes", info.MinPinLen, info.MaxPinLen)}
+		}
 	}
 	if err := lib.InitToken(slot, r.soPIN, r.settings.label); err != nil {
 		return fail(op, err)
@@ -154,16 +161,16 @@ func findLabel(lib *pkcs11.Ctx, label string) (uint, pkcs11.TokenInfo, error) {
 	return 0, pkcs11.TokenInfo{}, errNoLabel
 }
 
-func freeSlot(lib *pkcs11.Ctx) (uint, error) {
+func freeSlot(lib *pkcs11.Ctx) (uint, pkcs11.TokenInfo, error) {
 	slots, err := lib.GetSlotList(true)
 	if err != nil {
-		return 0, fail("listing the slots", err)
+		return 0, pkcs11.TokenInfo{}, fail("listing the slots", err)
 	}
 	for _, slot := range slots {
 		info, err := lib.GetTokenInfo(slot)
 		if err == nil && info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-			return slot, nil
+			return slot, info, nil
 		}
 	}
-	return 0, pluginproto.Errorf(pluginproto.ClassMember, "looking for a free slot", "there is none")
+	return 0, pkcs11.TokenInfo{}, pluginproto.Errorf(pluginproto.ClassMember, "looking for a free slot", "there is none")
 }
