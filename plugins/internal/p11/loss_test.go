@@ -394,11 +394,11 @@ func TestACallerThatGivesUpIsFreeAtOnce(t *testing.T) {
 	d := newBench(t).open(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		_, _ = d.Generate(t.Context(), pluginproto.KeySpec{ID: newID(), Type: pluginproto.RSA4096})
+		_, _ = d.Generate(t.Context(), pluginproto.KeySpec{ID: newID(), Type: pluginproto.RSA3072})
 	}()
 	result := make(chan error, 1)
 	go func() {
-		_, err := d.Generate(ctx, pluginproto.KeySpec{ID: newID(), Type: pluginproto.RSA4096})
+		_, err := d.Generate(ctx, pluginproto.KeySpec{ID: newID(), Type: pluginproto.RSA3072})
 		result <- err
 	}()
 	cancel()
