@@ -2,7 +2,6 @@ package p11
 
 import (
 	"context"
-	"maps"
 
 	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
@@ -59,7 +58,7 @@ func (s *session) list() ([]pluginproto.Object, error) {
 		byID[id].add(ulong(class[0]), h)
 	}
 	out := make([]pluginproto.Object, 0, len(byID))
-	for id, o := range maps.All(byID) {
+	for id, o := range byID {
 		if !o.whole() {
 			s.d.log.Warn("objects on the token are left out: they are not one whole key", "key", id.String(), "objects", len(o.all()))
 			continue

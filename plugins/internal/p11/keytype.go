@@ -2,16 +2,15 @@ package p11
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
 	"slices"
-
-	"crypto/ecdsa"
-	"crypto/rsa"
 
 	"github.com/miekg/pkcs11"
 
