@@ -19,7 +19,7 @@ func TestKillingAnyDriverIsNotNoticed(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	createKey(t, c, "shop")
-	load := startLoad(t, c, "shop")
+	load := startLoad(t, c, "shop", 500)
 	settle(t, load)
 
 	if g := group(t, c); g.Primary != g.Members[0].Name {
@@ -51,7 +51,7 @@ func TestKillingADriverOverAndOver(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	createKey(t, c, "shop")
-	load := startLoad(t, c, "shop")
+	load := startLoad(t, c, "shop", 500)
 	settle(t, load)
 	for i := range 9 {
 		m := group(t, c).Members[i%3]
@@ -70,7 +70,7 @@ func TestAFrozenDriverIsNotNoticedAndComesBack(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	createKey(t, c, "shop")
-	load := startLoad(t, c, "shop")
+	load := startLoad(t, c, "shop", 500)
 	settle(t, load)
 
 	for i, m := range group(t, c).Members {

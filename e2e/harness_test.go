@@ -98,7 +98,7 @@ func endWith(t *testing.T, s *devserver.Server) {
 		s.Kill()
 		if t.Failed() {
 			b, _ := os.ReadFile(s.Log)
-			t.Logf("the last that kmsd said:\n%s", b[max(0, len(b)-8000):])
+			t.Logf("the last that kmsd said:\n%s", b[max(0, len(b)-20000):])
 		}
 	})
 }

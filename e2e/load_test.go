@@ -17,10 +17,11 @@ import (
 // answered, as many independent clients do. An answer's time counts from the moment
 // its request was due, so a stall shows on everything that it held up.
 type openLoad struct {
-	c    *client.Client
-	key  string
-	stop context.CancelFunc
-	done chan struct{} // closed when every request has been answered
+	c        *client.Client
+	key      string
+	interval time.Duration // between two wraps
+	stop     context.CancelFunc
+	done     chan struct{} // closed when every request has been answered
 
 	mu  sync.Mutex // guards out
 	out outcome
@@ -32,15 +33,12 @@ type outcome struct {
 	failures []error
 }
 
-// pairsPerSecond is how many wraps, each followed by an unwrap, are begun each
-// second.
-const pairsPerSecond = 500
-
-// startLoad begins to wrap and unwrap with the key.
-func startLoad(t *testing.T, c *client.Client, key string) *openLoad {
+// startLoad begins to wrap and unwrap with the key: so many wraps each second, and
+// after each an unwrap.
+func startLoad(t *testing.T, c *client.Client, key string, pairsPerSecond int) *openLoad {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	l := &openLoad{c: c, key: key, stop: stop, done: make(chan struct{})}
+	l := &openLoad{c: c, key: key, interval: time.Second / time.Duration(pairsPerSecond), stop: stop, done: make(chan struct{})}
 	go l.run(ctx)
 	t.Cleanup(func() { l.end() })
 	return l
@@ -59,14 +57,12 @@ func (l *openLoad) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for ; time.Since(begin) >= due(sent); sent++ {
-			at := begin.Add(due(sent))
+		for ; time.Since(begin) >= time.Duration(sent)*l.interval; sent++ {
+			at := begin.Add(time.Duration(sent) * l.interval)
 			wg.Go(func() { l.pair(at) })
 		}
 	}
 }
-
-func due(n int) time.Duration { return time.Duration(n) * time.Second / pairsPerSecond }
 
 // pair wraps at a moment and unwraps as soon as that is answered.
 func (l *openLoad) pair(at time.Time) {

@@ -133,8 +133,8 @@ func (d *demo) killDriver(ctx context.Context) error {
 	}
 	d.account.note("SIGKILL to the driver of %s, the primary (pid %d)", m.Name, m.DriverPID)
 	killed := time.Now()
-	if err := syscall.Kill(m.DriverPID, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("killing the driver of %s: %w", m.Name, err)
+	if err := signalDriver(m, syscall.SIGKILL); err != nil {
+		return err
 	}
 	if err := d.addDatabase(ctx, "travel"); err != nil {
 		return err
@@ -151,10 +151,10 @@ func (d *demo) freezeDriver(ctx context.Context) error {
 	}
 	m := g.Members[slices.IndexFunc(g.Members, func(m api.Member) bool { return m.Name != g.Primary })]
 	d.account.note("SIGSTOP to the driver of %s (pid %d)", m.Name, m.DriverPID)
-	if err := syscall.Kill(m.DriverPID, syscall.SIGSTOP); err != nil {
-		return fmt.Errorf("freezing the driver of %s: %w", m.Name, err)
+	if err := signalDriver(m, syscall.SIGSTOP); err != nil {
+		return err
 	}
-	thaw := func() error { return syscall.Kill(m.DriverPID, syscall.SIGCONT) }
+	thaw := func() error { return signalDriver(m, syscall.SIGCONT) }
 	frozen := time.Now()
 	for _, name := range []string{"clinic", "school"} {
 		if err := d.addDatabase(ctx, name); err != nil {
@@ -176,9 +176,21 @@ func (d *demo) freezeDriver(ctx context.Context) error {
 	d.account.note("%s is %s (%s); SIGCONT", now.Name, now.State, now.Reason)
 	woken := time.Now()
 	if err := thaw(); err != nil {
-		return fmt.Errorf("waking the driver of %s: %w", m.Name, err)
+		return err
 	}
 	return d.recovered(ctx, m, "SIGSTOP and SIGCONT", woken)
+}
+
+// signalDriver sends a signal to the driver of a member. Process 0 would be this
+// program itself.
+func signalDriver(m api.Member, sig syscall.Signal) error {
+	if m.DriverPID <= 0 {
+		return fmt.Errorf("member %s, which is %s, has no driver to send %v to", m.Name, m.State, sig)
+	}
+	if err := syscall.Kill(m.DriverPID, sig); err != nil {
+		return fmt.Errorf("sending %v to the driver of %s: %w", sig, m.Name, err)
+	}
+	return nil
 }
 
 // recovered waits until the group is whole and notes how long that took.
