@@ -70,7 +70,7 @@ func startIn(t *testing.T, dir, listen string) *devserver.Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	s, err := devserver.Start(ctx, devserver.Config{Bin: bin, Dir: filepath.Join(dir, "kmsd"), Listen: listen})
+	s, err := devserver.Start(ctx, devserver.Config{Bin: bin, Dir: filepath.Join(dir, "kmsd"), Listen: listen, Env: environment()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,13 +78,18 @@ func startIn(t *testing.T, dir, listen string) *devserver.Server {
 	return s
 }
 
+// environment makes kmsd put its sockets where they are removed with the programs: a
+// kmsd that is killed cannot remove them itself. Below a test's own directory their
+// paths would be too long.
+func environment() []string { return []string{"TMPDIR=" + bin} }
+
 // serve runs "kmsd serve" on the configuration that s, which has been stopped, has
 // left; "kmsd dev" would write it anew.
 func serve(t *testing.T, s *devserver.Server) *devserver.Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
-	s, err := devserver.Serve(ctx, devserver.Config{Bin: bin, Dir: s.Dir}, s.Env)
+	s, err := devserver.Serve(ctx, devserver.Config{Bin: bin, Dir: s.Dir, Env: environment()}, s.Env)
 	if err != nil {
 		t.Fatal(err)
 	}
