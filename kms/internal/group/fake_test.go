@@ -23,7 +23,8 @@ type hsm struct {
 
 	mu       sync.Mutex // guards what follows
 	frozen   chan struct{}
-	delay    time.Duration                   // of each command
+	delay    time.Duration                   // of each call
+	keyDelay time.Duration                   // of each change of keys, besides
 	fault    func(pluginproto.Command) error // asked before each command
 	refusal  error                           // of Connect
 	conns    []*conn
@@ -190,6 +191,10 @@ func (c *conn) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (plu
 }
 
 func (c *conn) change(ctx context.Context, id pluginproto.KeyID, there bool) error {
+	c.hsm.mu.Lock()
+	delay := c.hsm.keyDelay
+	c.hsm.mu.Unlock()
+	elapse(delay)
 	if err := c.pass(ctx, pluginproto.Command{}); err != nil {
 		return err
 	}

@@ -128,7 +128,9 @@ func start[T any](ctx context.Context, h *handle, e errand[T], done chan<- outco
 	return stop, nil
 }
 
-// enter waits for the turn of a call and counts it in; leave undoes it.
+// enter waits for the turn of a call and counts it in; leave undoes it. The member
+// owes its answer, as that of a command, so it is probed soon: commands go around a
+// member that is busy with keys, and would not find out that it hangs.
 func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
 	switch {
 	case ctx.Err() != nil:
@@ -154,6 +156,7 @@ func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
 		return ErrClosed
 	}
 	h.l.load += cost
+	h.g.oweLocked(h.l, time.Now())
 	h.g.tasks.Add(1)
 	return nil
 }
@@ -162,6 +165,7 @@ func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
 func (h *handle) leave(writes bool, cost int, err error) {
 	h.g.mu.Lock()
 	h.l.load -= cost
+	h.l.due--
 	if fromDriver(err) {
 		h.l.heardLocked(time.Now())
 	}

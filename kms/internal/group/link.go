@@ -67,7 +67,7 @@ type link struct {
 	inFlight int       // commands
 	load     int       // their cost, and that of rare calls
 	owes     time.Time // since when no answer came though one is due; zero: none is due
-	due      int       // commands and probes that have not returned
+	due      int       // calls of any kind that have not returned
 	heard    time.Time // last answer of any kind
 	good     time.Time // last success of a command or probe
 	silentAt time.Time // when the last stint ended
@@ -119,7 +119,7 @@ func (g *Group) drop(l *link, cause error) {
 
 // watch looks after a link until it is dropped, then kills the driver.
 func (g *Group) watch(l *link) {
-	tick := time.NewTicker(min(max(g.cfg.ProbeInterval/8, time.Millisecond), 250*time.Millisecond))
+	tick := time.NewTicker(min(max(g.cfg.ProbeInterval/16, time.Millisecond), 125*time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -172,7 +172,7 @@ func (g *Group) look(l *link) {
 		// holds stays as it is found.
 		wake(l.again)
 	}
-	probe := !l.probing && (!trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/4)
+	probe := !l.probing && (!trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/8)
 	if probe {
 		l.probing = true
 		g.oweLocked(l, now)
