@@ -46,7 +46,6 @@ type Group struct {
 	changed  chan struct{} // closed and replaced when a member's state changes
 	turn     int           // where the next round robin begins
 	hedge    hedger
-	keys     int
 	events   []api.Event
 }
 

@@ -46,8 +46,6 @@ type member struct {
 	errors   uint64
 	times    latency
 	token    pluginproto.TokenInfo
-	held     int
-	missing  int
 }
 
 // link is one connection to a member's driver, from Connect to Kill.

@@ -7,30 +7,13 @@ import (
 	"kmsd/pluginproto"
 )
 
-// SetHeld notes how many keys a member is known to hold and to lack, for Status.
-func (g *Group) SetHeld(member string, keys, missing int) {
-	m := g.byName[member]
-	if m == nil {
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	m.held, m.missing = keys, missing
-}
-
-// SetKeys notes how many keys there are, for Status.
-func (g *Group) SetKeys(keys int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.keys = keys
-}
-
-// Status returns the truth about the group, from memory.
+// Status returns the truth about the group, from memory. How many keys there are,
+// and who holds them, is left for whoever keeps keys to fill in.
 func (g *Group) Status() api.Group {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := api.Group{
-		Name: g.cfg.Name, State: g.state, MinCopies: g.cfg.MinCopies, Keys: g.keys,
+		Name: g.cfg.Name, State: g.state, MinCopies: g.cfg.MinCopies,
 		Members: make([]api.Member, 0, len(g.members)),
 	}
 	if p := g.primaryLocked(0); p != nil {
@@ -47,9 +30,8 @@ func (m *member) statusLocked() api.Member {
 		Name: m.cfg.Name, Driver: m.cfg.Driver, Role: api.RoleActive,
 		State: m.state, CKR: pluginproto.CKRName(m.ckr), Since: m.since, Reason: m.reason,
 		Commands: m.commands, Errors: m.errors,
-		LatencyP50: m.times.quantile(0.50).Microseconds(),
-		LatencyP99: m.times.quantile(0.99).Microseconds(),
-		Keys:       m.held, Missing: m.missing,
+		LatencyP50:       m.times.quantile(0.50).Microseconds(),
+		LatencyP99:       m.times.quantile(0.99).Microseconds(),
 		RecoveryAttempts: m.attempts,
 		Token: api.Token{
 			Label: m.token.Label, Serial: m.token.Serial, Manufacturer: m.token.Manufacturer,
