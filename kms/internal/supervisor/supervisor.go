@@ -89,8 +89,11 @@ func Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	p := &Process{gone: make(chan struct{})}
 	client := plugin.NewClient(p.config(ctx, spec, dir))
 	driver, err := shakeHands(client)
+	// The one connection stands or has failed, so the way to the socket is not
+	// needed any more; without it nobody else finds it, and a daemon that is killed
+	// leaves nothing behind.
+	os.RemoveAll(dir)
 	if p.os == nil { // it was never started
-		os.RemoveAll(dir)
 		return nil, spec.failure(err)
 	}
 	if err == nil {
@@ -99,7 +102,7 @@ func Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 			err = context.Cause(ctx)
 		}
 	}
-	go p.bury(client, dir)
+	go p.bury(client)
 	if err != nil {
 		p.Kill()
 		<-p.gone
@@ -109,9 +112,8 @@ func Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	return p, nil
 }
 
-// socketDir makes a directory for the socket of one driver. go-plugin leaves it
-// behind when the driver is killed, so each process has one of its own, to be
-// removed with it.
+// socketDir makes a directory for the socket of one driver, to be removed when the
+// connection stands. go-plugin's own would stay behind a driver that is killed.
 func socketDir() (string, error) {
 	// A socket's path has room for 107 bytes (unix(7)); go-plugin adds about
 	// "/plugin-dir1234567890/plugin1234567890".
@@ -176,14 +178,13 @@ func shakeHands(client *plugin.Client) (*pluginproto.Client, error) {
 }
 
 // bury waits for the end of the process and removes what is left of it.
-func (p *Process) bury(client *plugin.Client, dir string) {
+func (p *Process) bury(client *plugin.Client) {
 	defer close(p.gone)
 	<-p.os.ended
 	late := time.AfterFunc(drain, p.os.closePipes)
 	client.Kill() // ends go-plugin's goroutines and the connection
 	late.Stop()
 	p.os.closePipes()
-	os.RemoveAll(dir)
 }
 
 func (s Spec) failure(err error) error { return failureOf(s.Name, filepath.Base(s.Path), err) }

@@ -295,6 +295,7 @@ func TestADriverEndsWithADaemonThatIsKilled(t *testing.T) {
 		frozen bool
 	}{{"a driver that runs", false}, {"a driver that is stopped", true}} {
 		t.Run(c.name, func(t *testing.T) {
+			shortTempDir(t)
 			daemon := exec.CommandContext(t.Context(), program(t, "parent"))
 			daemon.Stdin = strings.NewReader(program(t, "driver") + "\n")
 			out, err := daemon.StdoutPipe()
@@ -324,6 +325,7 @@ func TestADriverEndsWithADaemonThatIsKilled(t *testing.T) {
 			io.Copy(io.Discard, out)
 			daemon.Wait() //nolint:errcheck // it was killed
 			wantEnded(t, fd, 2*time.Second)
+			wantNoDirectories(t)
 		})
 	}
 }
