@@ -298,7 +298,7 @@ func race(t *testing.T, _ Config, s catalog.Store) {
 func noSharing(t *testing.T, _ Config, s catalog.Store) {
 	value := []byte("written")
 	rev := mustApply(t, s, catalog.Record{Kind: catalog.KindKey, ID: "a", Value: value})
-	copy(value, "XXXXXXX")
+	copy(value, "altered")
 	r, err := s.Get(t.Context(), catalog.KindKey, "a")
 	if err != nil {
 		t.Fatal(err)
