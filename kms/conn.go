@@ -44,6 +44,7 @@ type inProcess struct {
 	tasks *sync.WaitGroup // waits for the background Close
 	once  sync.Once
 	done  chan struct{}
+	err   error // of Close; set before done is closed
 }
 
 // newInProcess returns a driver as a group.Conn; one that is so already is used as
@@ -58,12 +59,19 @@ func newInProcess(d pluginproto.Driver, tasks *sync.WaitGroup) group.Conn {
 // Done is closed when the driver is closed.
 func (c *inProcess) Done() <-chan struct{} { return c.done }
 
+// Close closes the driver and waits for that.
+func (c *inProcess) Close() error {
+	c.Kill()
+	<-c.done
+	return c.err
+}
+
 // Kill lets go of the driver.
 func (c *inProcess) Kill() {
 	c.once.Do(func() {
 		c.tasks.Go(func() {
 			defer close(c.done)
-			_ = c.Driver.Close() // nobody is left to tell
+			c.err = c.Driver.Close()
 		})
 	})
 }

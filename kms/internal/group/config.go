@@ -17,7 +17,8 @@ import (
 const maxMembers = 32
 
 // Conn is an opened driver and the means to be rid of it. It belongs to the
-// group from the moment Connect returns it.
+// group from the moment Connect returns it. Close is called when the group is
+// closed, at most once, and followed by Kill.
 type Conn interface {
 	pluginproto.Driver
 

@@ -1,6 +1,8 @@
 package group
 
 import (
+	"slices"
+
 	"kmsd/kms/api"
 )
 
@@ -41,10 +43,26 @@ func (g *Group) log(e api.Event) {
 	if e.Member != "" {
 		args = append([]any{"member", e.Member}, args...)
 	}
-	log := g.cfg.Logger.Warn
-	switch e.To {
-	case string(api.MemberActive), string(api.MemberStandby), string(api.MemberSyncing), string(api.GroupNormal):
-		log = g.cfg.Logger.Info
+	log := g.cfg.Logger.Info
+	if worse(e) {
+		log = g.cfg.Logger.Warn
 	}
 	log(e.Type+" is "+e.To, args...)
+}
+
+// worse reports whether a transition is a failure's, and not a step of a start or a
+// recovery.
+func worse(e api.Event) bool {
+	if e.Type == "group" {
+		better := []api.GroupState{api.GroupLost, api.GroupStandbyServing, api.GroupSole, api.GroupDegraded, api.GroupNormal}
+		return slices.Index(better, api.GroupState(e.To)) < slices.Index(better, api.GroupState(e.From))
+	}
+	switch api.MemberState(e.To) {
+	case api.MemberDown, api.MemberFailed:
+		return true
+	case api.MemberProbing: // for the first time, or because it has fallen silent
+		return e.From != string(api.MemberDown)
+	default:
+		return false
+	}
 }

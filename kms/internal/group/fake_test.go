@@ -30,6 +30,7 @@ type hsm struct {
 	conns    []*conn
 	attempts []time.Time // of Connect
 	served   int         // commands that were no probes
+	logouts  int
 	keys     map[pluginproto.KeyID]bool
 	serial   string
 	domain   string
@@ -92,7 +93,15 @@ type conn struct {
 func (c *conn) Done() <-chan struct{} { return c.done }
 func (c *conn) Kill()                 { c.once.Do(func() { close(c.done) }) }
 func (c *conn) PID() int              { return c.pid }
-func (c *conn) Close() error          { c.Kill(); return nil }
+
+// Close logs out, which a frozen HSM does not.
+func (c *conn) Close() error {
+	if err := c.pass(context.Background(), pluginproto.Command{}); err != nil {
+		return err
+	}
+	c.hsm.set(func(h *hsm) { h.logouts++ })
+	return nil
+}
 
 func (c *conn) LastHeard() time.Time {
 	c.hsm.mu.Lock()

@@ -113,11 +113,15 @@ func (g *Group) Start(ctx context.Context) error {
 	}
 }
 
-// Close stops the group, kills its drivers and waits for all that it started.
+// Close stops the group, lets its drivers log out, and waits for all that it
+// started. It tells of no transition: nothing has happened to the members.
 func (g *Group) Close() {
 	g.mu.Lock()
 	first := g.started && !g.closed
 	g.closed = true
+	if first {
+		g.dismissLocked()
+	}
 	g.mu.Unlock()
 	if !first {
 		return
@@ -126,4 +130,17 @@ func (g *Group) Close() {
 	g.tasks.Wait()
 	close(g.quiet)
 	g.heard.Wait()
+	g.cfg.Logger.Info("group closed", "group", g.cfg.Name)
+}
+
+// dismissLocked takes all members out of the group and wakes those who wait for one.
+func (g *Group) dismissLocked() {
+	now := time.Now()
+	for _, m := range g.members {
+		m.state, m.since, m.link = api.MemberDown, now, nil
+		m.reason, m.ckr = ErrClosed.Error(), pluginproto.CKRTokenNotPresent
+	}
+	g.state = api.GroupLost
+	close(g.changed)
+	g.changed = make(chan struct{})
 }

@@ -17,6 +17,9 @@ const (
 	// lastBreath is how long a killed driver may take to be gone before a new one
 	// is started beside it.
 	lastBreath = time.Second
+	// farewell is how long a sound driver may take to log out when the group is
+	// closed.
+	farewell = 2 * time.Second
 )
 
 // errSilent ends the stint of a member that has stopped answering.
@@ -129,15 +132,43 @@ func (g *Group) watch(l *link) {
 		case <-tick.C:
 			g.look(l)
 		case <-l.ctx.Done():
-			l.conn.Kill()
-			gone := time.NewTimer(lastBreath)
-			defer gone.Stop()
-			select {
-			case <-l.conn.Done():
-			case <-gone.C:
-			}
+			g.end(l)
 			return
 		}
+	}
+}
+
+// end is rid of a link's driver. It kills it, but lets a sound one log out first
+// when the group is closed.
+func (g *Group) end(l *link) {
+	g.mu.Lock()
+	sound := !l.dropped && context.Cause(l.stint.ctx) != errSilent
+	g.mu.Unlock()
+	if sound {
+		g.bid(l)
+	}
+	l.conn.Kill()
+	gone := time.NewTimer(lastBreath)
+	defer gone.Stop()
+	select {
+	case <-l.conn.Done():
+	case <-gone.C:
+	}
+}
+
+// bid gives a driver time to log out.
+func (g *Group) bid(l *link) {
+	out := make(chan error, 1)
+	g.tasks.Go(func() { out <- l.conn.Close() }) // until the driver is killed, at the latest
+	late := time.NewTimer(farewell)
+	defer late.Stop()
+	select {
+	case err := <-out:
+		if err != nil {
+			g.cfg.Logger.Debug("driver did not log out", "group", g.cfg.Name, "member", l.m.cfg.Name, "error", err)
+		}
+	case <-late.C:
+		g.cfg.Logger.Warn("driver is killed, because it does not log out", "group", g.cfg.Name, "member", l.m.cfg.Name, "after", farewell)
 	}
 }
 

@@ -48,6 +48,9 @@ func (g *Group) own(m *member, attempted func()) {
 // awaitTurn waits for the time of the next attempt, and reports false when the
 // group is closed.
 func (g *Group) awaitTurn(m *member, p pace) bool {
+	if g.ctx.Err() != nil {
+		return false
+	}
 	r := g.cfg.Recovery
 	var turn <-chan time.Time
 	var next time.Time
@@ -66,17 +69,19 @@ func (g *Group) awaitTurn(m *member, p pace) bool {
 	g.mu.Unlock()
 	select {
 	case <-turn:
-		return true
 	case <-m.kick:
-		return true
 	case <-g.ctx.Done():
-		return false
 	}
+	return g.ctx.Err() == nil // which may be over as well as what ended the wait
 }
 
 // reach connects a member and has its token do one real operation.
 func (g *Group) reach(m *member) (*link, error) {
 	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil, ErrClosed
+	}
 	m.attempts++
 	m.nextTry = time.Time{}
 	g.moveLocked(m, reached, nil)
@@ -84,7 +89,10 @@ func (g *Group) reach(m *member) (*link, error) {
 
 	conn, token, err := g.connect(m)
 	g.mu.Lock()
-	if err == nil {
+	switch {
+	case g.closed:
+		err = ErrClosed
+	case err == nil:
 		err = g.kinLocked(m, token)
 	}
 	if err != nil {

@@ -57,7 +57,11 @@ var transitions = map[situation]api.MemberState{ // never written to
 
 // moveLocked carries out what happened to a member and tells of it. cause is nil
 // for what is no failure; the last failure stays on show until the member serves.
+// In a group that is closing nothing happens any more.
 func (g *Group) moveLocked(m *member, what happening, cause error) {
+	if g.closed {
+		return
+	}
 	from := m.state
 	to, ok := transitions[situation{from, what}]
 	if !ok {

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-plugin/runner"
 )
@@ -25,6 +26,7 @@ type osProcess struct {
 	theirs         [2]*os.File   // the driver's ends; closed after the start
 	ended          chan struct{} // closed when the process has ended, or was never started
 	pid            int           // set by Start
+	killed         atomic.Bool   // by us
 	closePipes     func()
 
 	ctx     context.Context // of the start
@@ -92,6 +94,7 @@ func (o *osProcess) live(started chan<- error) {
 
 func (o *osProcess) kill() {
 	if o.pid != 0 {
+		o.killed.Store(true)
 		_ = o.cmd.Process.Kill() // it fails only when the process has ended
 	}
 }
@@ -102,20 +105,24 @@ func (o *osProcess) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if s := o.cmd.ProcessState; s != nil && s.String() != "signal: killed" { // which is what we do
+	if s := o.cmd.ProcessState; s != nil && s.String() != killed { // which is what we do
 		return fmt.Errorf("%w: it ended with %s; see what it logged", err, s)
 	}
 	return err
 }
 
-// Wait implements runner.Runner.
+// Wait implements runner.Runner. go-plugin logs what it returns as an error, which
+// our own kill is not: whoever kills a driver says why.
 func (o *osProcess) Wait(context.Context) error {
 	<-o.ended
-	if s := o.cmd.ProcessState; s != nil && !s.Success() {
+	if s := o.cmd.ProcessState; s != nil && !s.Success() && !(o.killed.Load() && s.String() == killed) {
 		return errors.New(s.String())
 	}
 	return nil
 }
+
+// killed is how a process's state says that it was ended by SIGKILL.
+const killed = "signal: killed"
 
 // Kill implements runner.Runner.
 func (o *osProcess) Kill(context.Context) error {
