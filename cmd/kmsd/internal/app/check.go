@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,33 +65,63 @@ func (s *session) tellFaults(err error) error {
 }
 
 func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
-	cfg, err := config.Load(path, config.Options{Flags: cmd.Flags(), Modules: true})
-	if err != nil {
+	cfg, err := config.Inspect(path, config.Options{Flags: cmd.Flags(), Modules: true})
+	var faults config.Faults
+	if err != nil && (cfg == nil || !errors.As(err, &faults)) {
 		return err
 	}
 	for _, w := range cfg.Warnings {
 		fmt.Fprintln(s.Err, "kmsd: "+w)
 	}
-	_, principals := auth.New(auth.Config{Tokens: cfg.Auth.Tokens, Policies: cfg.Auth.Policies})
 	tokens := map[string]api.Token{}
 	if !offline {
-		groups, err := daemon.Probe(cmd.Context(), cfg)
-		if err != nil {
-			return errors.Join(principals, err)
-		}
-		if faults := memberFaults(cfg, groups, tokens); len(faults) > 0 {
-			return errors.Join(faults, principals)
-		}
+		faults = append(faults, memberFaults(cmd.Context(), cfg.Sound(), tokens)...)
 	}
-	if principals != nil {
-		return principals
+	if err := cmd.Context().Err(); err != nil {
+		return fmt.Errorf("checking %s: %w", path, err)
+	}
+	here, elsewhere := principalFaults(cfg, faults)
+	faults = append(faults, here...)
+	faults.Sort()
+	if faults = append(faults, elsewhere...); len(faults) > 0 {
+		return faults
 	}
 	return s.printChecked(cfg, path, tokens)
 }
 
-// memberFaults says of every member that does not serve why. The tokens of the
-// others are kept, by group and member.
-func memberFaults(cfg *config.Config, groups []api.Group, tokens map[string]api.Token) config.Faults {
+// principalFaults looks at who may do what. A file that cannot be read at all is a
+// fault of the line that names it, unless that has one already.
+func principalFaults(cfg *config.Config, known config.Faults) (here, elsewhere config.Faults) {
+	_, err := auth.New(auth.Config{Tokens: cfg.Auth.Tokens, Policies: cfg.Auth.Policies})
+	var faults auth.Faults
+	if err != nil && !errors.As(err, &faults) {
+		return config.Faults{cfg.Fault("auth", err.Error())}, nil
+	}
+	for _, f := range faults {
+		key := "auth.tokens"
+		if f.File == cfg.Auth.Policies {
+			key = "auth.policies"
+		}
+		switch {
+		case f.Line > 0:
+			elsewhere = append(elsewhere, config.Fault{Origin: fmt.Sprintf("%s:%d", f.File, f.Line), Msg: f.Msg})
+		case !known.Has(key):
+			here = append(here, cfg.Fault(key, f.String()))
+		}
+	}
+	return here, elsewhere
+}
+
+// memberFaults starts the drivers and says of every member that does not serve why.
+// The tokens of the others are kept, by group and member.
+func memberFaults(ctx context.Context, cfg *config.Config, tokens map[string]api.Token) config.Faults {
+	if len(cfg.Groups) == 0 {
+		return nil
+	}
+	groups, err := daemon.Probe(ctx, cfg)
+	if err != nil {
+		return config.Faults{cfg.Fault("groups", err.Error())}
+	}
 	var faults config.Faults
 	for i, g := range groups {
 		for j, m := range g.Members {
@@ -98,7 +129,7 @@ func memberFaults(cfg *config.Config, groups []api.Group, tokens map[string]api.
 			case api.MemberActive, api.MemberStandby, api.MemberSyncing:
 				tokens[g.Name+"/"+m.Name] = m.Token
 			default:
-				faults = append(faults, cfg.MemberFault(i, j, fmt.Sprintf("%s is %s: %s", m.Name, m.State, m.Reason)))
+				faults = append(faults, cfg.MemberFault(cfg.Groups[i].Members[j], fmt.Sprintf("%s is %s: %s", m.Name, m.State, m.Reason)))
 			}
 		}
 	}

@@ -103,7 +103,7 @@ func New(cfg Config) (*Auth, error) {
 }
 
 // Reload reads the files anew. What is in force changes only when both are without
-// fault; otherwise it stays, and the error lists every fault.
+// fault; otherwise it stays, and the error, of type Faults, lists every fault.
 func (a *Auth) Reload() error {
 	s, err := load(a.cfg)
 	if err != nil {

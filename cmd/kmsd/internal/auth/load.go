@@ -3,7 +3,7 @@ package auth
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,16 +16,18 @@ const localPrefix = "local:"
 // load reads both files and returns all their faults together.
 func load(cfg Config) (*state, error) {
 	policies, policyFaults := loadPolicies(cfg.Policies)
-	s, tokenFaults := loadPrincipals(cfg.Tokens, policies, policyFaults == nil)
-	if err := errors.Join(policyFaults, tokenFaults); err != nil {
-		return nil, err
+	// A policy with a fault has its name all the same; a file that could not be read at
+	// all has none.
+	s, tokenFaults := loadPrincipals(cfg.Tokens, policies, len(policyFaults) == 0 || len(policies) > 0)
+	if faults := slices.Concat(policyFaults, tokenFaults); len(faults) > 0 {
+		return nil, faults
 	}
 	return s, nil
 }
 
 // loadPolicies returns the policies by name. Who can write that file can do
 // everything; to read it does no harm.
-func loadPolicies(path string) (map[string][]rule, error) {
+func loadPolicies(path string) (map[string][]rule, Faults) {
 	policies := make(map[string][]rule)
 	if path == "" {
 		return policies, nil
@@ -33,7 +35,7 @@ func loadPolicies(path string) (map[string][]rule, error) {
 	d := &document{path: path}
 	root := d.open(0o002, "everybody may write it")
 	if root == nil {
-		return policies, d.err()
+		return policies, d.sorted()
 	}
 	lines := make(map[string]int) // :: policy → its line
 	d.fields(root, "the file", map[string]func(key, value *yaml.Node){
@@ -51,7 +53,7 @@ func loadPolicies(path string) (map[string][]rule, error) {
 			})
 		},
 	})
-	return policies, d.err()
+	return policies, d.sorted()
 }
 
 func (d *document) rule(n *yaml.Node) rule {
@@ -101,9 +103,9 @@ type principals struct {
 	lines    map[string]int // :: name → its line
 }
 
-// loadPrincipals reads who there is. When the policies had faults it does not
+// loadPrincipals reads who there is. When the policies are not complete it does not
 // complain that one of them is unknown.
-func loadPrincipals(path string, policies map[string][]rule, complete bool) (*state, error) {
+func loadPrincipals(path string, policies map[string][]rule, complete bool) (*state, Faults) {
 	s := &state{tokens: make(map[[sha256.Size]byte]*entry), entries: make(map[identity]*entry)}
 	if path == "" {
 		return s, nil
@@ -111,13 +113,13 @@ func loadPrincipals(path string, policies map[string][]rule, complete bool) (*st
 	p := &principals{document: &document{path: path}, state: s, policies: policies, complete: complete, lines: make(map[string]int)}
 	root := p.open(0o077, "nobody but its owner may read or write it")
 	if root == nil {
-		return s, p.err()
+		return s, p.sorted()
 	}
 	p.fields(root, "the file", map[string]func(key, value *yaml.Node){
 		"tokens":       func(_, value *yaml.Node) { p.each(value, "tokens", p.token) },
 		"certificates": func(_, value *yaml.Node) { p.each(value, "certificates", p.certificate) },
 	})
-	return s, p.err()
+	return s, p.sorted()
 }
 
 func (p *principals) token(n *yaml.Node) {

@@ -59,6 +59,7 @@ people: []
 		`policies.yaml:9: keys must be a list`,
 		`policies.yaml:10: a rule has no field "hours"`,
 		`policies.yaml:11: policy "shop" is there already in line 2`,
+		`tokens.yaml:4: there is no policy "none"`,
 		`tokens.yaml:5: the name "app" is there already in line 2`,
 		`tokens.yaml:5: the token of app is the token of app`,
 		`tokens.yaml:8: sha256 must be 64 hexadecimal digits`,
@@ -101,7 +102,7 @@ func TestFilesAreRefused(t *testing.T) {
 		{"policies that everybody may write", func(cfg auth.Config) { os.Chmod(cfg.Policies, 0o666) }, "policies.yaml: its mode is 0666, but everybody may write it (chmod 0664)"},
 		{"tokens that are missing", func(cfg auth.Config) { os.Remove(cfg.Tokens) }, "no such file"},
 		{"policies that are a folder", func(cfg auth.Config) { os.Remove(cfg.Policies); os.Mkdir(cfg.Policies, 0o755) }, "not a regular file"},
-		{"what is not YAML", func(cfg auth.Config) { os.WriteFile(cfg.Policies, []byte("policies: {p: ["), 0o644) }, "policies.yaml: line 1"},
+		{"what is not YAML", func(cfg auth.Config) { os.WriteFile(cfg.Policies, []byte("policies: {p: ["), 0o644) }, "policies.yaml:1: not YAML: did not find"},
 		{"two documents", func(cfg auth.Config) { os.WriteFile(cfg.Policies, []byte("policies: {}\n---\npolicies: {}"), 0o644) }, "second document"},
 		{"a policy that another refers to", func(cfg auth.Config) {
 			os.WriteFile(cfg.Policies, []byte("policies: {a: &x [{actions: [wrap], keys: ['*']}], b: *x}"), 0o644)

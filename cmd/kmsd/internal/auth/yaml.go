@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -20,16 +23,36 @@ const (
 	maxText = 256     // bytes of a name or a glob
 )
 
+// Fault is one thing that is wrong with a file.
+type Fault struct {
+	File string
+	Line int // 0: the file as a whole
+	Msg  string
+}
+
+func (f Fault) String() string {
+	if f.Line == 0 {
+		return f.File + ": " + f.Msg
+	}
+	return fmt.Sprintf("%s:%d: %s", f.File, f.Line, f.Msg)
+}
+
+// Faults is everything that is wrong with the files, in the order of their lines.
+type Faults []Fault
+
+func (fs Faults) Error() string {
+	lines := make([]string, len(fs))
+	for i, f := range fs {
+		lines[i] = f.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
 // document is one YAML file and what is wrong with it. Reading goes on after a
 // fault, so that all of them are found.
 type document struct {
 	path   string
-	faults []fault
-}
-
-type fault struct {
-	line int // 0: the file as a whole
-	text string
+	faults Faults
 }
 
 // open reads a file whose mode has none of the forbidden bits, and returns the
@@ -37,6 +60,9 @@ type fault struct {
 func (d *document) open(forbidden os.FileMode, who string) *yaml.Node {
 	b, err := readFile(d.path, forbidden, who)
 	if err != nil {
+		if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+			err = pe.Err // the path is in the fault
+		}
 		d.add(0, "%v", err)
 		return nil
 	}
@@ -46,7 +72,7 @@ func (d *document) open(forbidden os.FileMode, who string) *yaml.Node {
 	case errors.Is(err, io.EOF):
 		return nil
 	case err != nil:
-		d.add(0, "%s", strings.TrimPrefix(err.Error(), "yaml: "))
+		d.syntax(err)
 		return nil
 	}
 	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
@@ -83,21 +109,26 @@ func readFile(path string, forbidden os.FileMode, who string) ([]byte, error) {
 }
 
 func (d *document) add(line int, format string, args ...any) {
-	d.faults = append(d.faults, fault{line, fmt.Sprintf(format, args...)})
+	d.faults = append(d.faults, Fault{d.path, line, fmt.Sprintf(format, args...)})
 }
 
-// err joins the faults in the order of their lines.
-func (d *document) err() error {
-	slices.SortStableFunc(d.faults, func(a, b fault) int { return cmp.Compare(a.line, b.line) })
-	var all []error
-	for _, f := range d.faults {
-		where := d.path
-		if f.line > 0 {
-			where = fmt.Sprintf("%s:%d", d.path, f.line)
-		}
-		all = append(all, fmt.Errorf("%s: %s", where, f.text))
+// syntaxLine finds the line in the messages of the YAML parser, which has no type
+// for it.
+var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+func (d *document) syntax(err error) {
+	m := syntaxLine.FindStringSubmatch(err.Error())
+	if m == nil {
+		m = []string{"", ""}
 	}
-	return errors.Join(all...)
+	line, _ := strconv.Atoi(m[1]) // without a number it is the file as a whole
+	d.add(line, "not YAML: %s", err.Error()[len(m[0]):])
+}
+
+// sorted returns the faults in the order of their lines.
+func (d *document) sorted() Faults {
+	slices.SortStableFunc(d.faults, func(a, b Fault) int { return cmp.Compare(a.Line, b.Line) })
+	return d.faults
 }
 
 // fields calls for each field of a mapping what known has for its name. Fields that

@@ -39,6 +39,7 @@ type Config struct {
 	Warnings []string `koanf:"-"`
 
 	origins origins
+	faults  Faults   // that [Inspect] has found
 	environ []string // for secrets that are variables
 }
 
@@ -70,6 +71,8 @@ type Group struct {
 	Hedge          *bool         `koanf:"hedge"` // nil means true
 	Recovery       Recovery      `koanf:"recovery"`
 	Members        []Member      `koanf:"members"`
+
+	at string // its path in the configuration
 }
 
 // Recovery says how a lost member is brought back.
@@ -88,6 +91,8 @@ type Member struct {
 	Standby  bool              `koanf:"standby"`
 	PIN      Secret            `koanf:"pin"`
 	Settings map[string]string `koanf:"settings"`
+
+	at string // its path in the configuration
 }
 
 // Auth names the files that say who may do what.

@@ -78,11 +78,11 @@ func (o origins) fault(path, format string, args ...any) Fault {
 	return Fault{Origin: name, Path: path, Msg: fmt.Sprintf(format, args...), line: at.line}
 }
 
-// MemberFault is a fault of a member that only its driver could tell. Group and
-// member count from 0.
-func (cfg *Config) MemberFault(group, member int, msg string) Fault {
-	return cfg.origins.fault(fmt.Sprintf("groups[%d].members[%d]", group, member), "%s", msg)
-}
+// Fault is one that was found elsewhere, in what stands at path.
+func (cfg *Config) Fault(path, msg string) Fault { return cfg.origins.fault(path, "%s", msg) }
+
+// MemberFault is a fault of a member that only its driver could tell.
+func (cfg *Config) MemberFault(m Member, msg string) Fault { return cfg.Fault(m.at, msg) }
 
 // parent cuts the last step off a path: "a[0].b" → "a[0]" → "a" → "".
 func parent(path string) string {
@@ -90,6 +90,18 @@ func parent(path string) string {
 		return path[:i]
 	}
 	return ""
+}
+
+// Has says whether there is a fault in what stands at path, in something around it,
+// or in a part of it.
+func (fs Faults) Has(path string) bool {
+	return slices.ContainsFunc(fs, func(f Fault) bool { return contains(f.Path, path) || contains(path, f.Path) })
+}
+
+// contains says whether the value at inner is the one at outer or a part of it.
+func contains(outer, inner string) bool {
+	rest, ok := strings.CutPrefix(inner, outer)
+	return ok && (outer == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 // collector gathers faults while a configuration is read.
@@ -106,7 +118,7 @@ func (c *collector) add(path, format string, args ...any) {
 // what could not be read is not also missing.
 func (c *collector) check(path, format string, args ...any) {
 	for _, f := range c.faults {
-		if path == f.Path || f.Path != "" && (strings.HasPrefix(path, f.Path+".") || strings.HasPrefix(path, f.Path+"[")) {
+		if f.Path != "" && contains(f.Path, path) {
 			return
 		}
 	}

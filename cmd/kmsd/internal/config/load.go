@@ -51,6 +51,17 @@ func flagKeys() map[string]string {
 // Load reads and checks a configuration. An error of type Faults lists all that is
 // wrong with it; any other means that the file could not be read at all.
 func Load(path string, opts Options) (*Config, error) {
+	cfg, err := Inspect(path, opts)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// Inspect is Load for those who look for faults: with an error of type Faults it
+// also returns the configuration, as far as it can be read, or nil. It must not be
+// used but for [Config.Sound] and to say where further faults are.
+func Inspect(path string, opts Options) (*Config, error) {
 	text, err := readFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", plain(err))
@@ -74,11 +85,11 @@ func Load(path string, opts Options) (*Config, error) {
 		resolve(reflect.ValueOf(cfg).Elem(), dir)
 		cfg.check(c, opts)
 	}
-	if err := c.err(); err != nil {
-		return nil, err
+	err = c.err()
+	if cfg != nil {
+		cfg.origins, cfg.faults = c.origins, c.faults
 	}
-	cfg.origins = c.origins
-	return cfg, nil
+	return cfg, err
 }
 
 func readFile(path string) ([]byte, error) {
@@ -112,6 +123,13 @@ func decode(name string, text []byte, opts Options) (*Config, *collector) {
 	}
 	if err := k.Unmarshal("", cfg); err != nil {
 		c.add("", "%v", err)
+	}
+	for i := range cfg.Groups {
+		g := &cfg.Groups[i]
+		g.at = fmt.Sprintf("groups[%d]", i)
+		for j := range g.Members {
+			g.Members[j].at = fmt.Sprintf("%s.members[%d]", g.at, j)
+		}
 	}
 	checkSecretVariables(cfg)
 	return cfg, c
