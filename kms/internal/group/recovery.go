@@ -185,7 +185,7 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 func (g *Group) renew(l *link) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if l.dropped || l.stint.ctx.Err() == nil {
+	if l.ctx.Err() != nil || l.stint.ctx.Err() == nil {
 		return false
 	}
 	l.stint = newStint(l)
