@@ -22,8 +22,9 @@ const (
 
 // own is the life of one member, and the only one that brings it back. Its turn
 // comes by the clock or by Recover, so that both can never collide. It calls
-// attempted after each attempt.
+// attempted after each attempt, and at the end, which may come before the first.
 func (g *Group) own(m *member, attempted func()) {
+	defer attempted()
 	p := pace{interval: g.cfg.Recovery.Interval}
 	for {
 		var served time.Duration
@@ -185,7 +186,7 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 func (g *Group) renew(l *link) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if l.ctx.Err() != nil || l.stint.ctx.Err() == nil {
+	if l.dropped || l.ctx.Err() != nil || l.stint.ctx.Err() == nil {
 		return false
 	}
 	l.stint = newStint(l)
