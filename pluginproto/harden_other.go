@@ -2,5 +2,5 @@
 
 package pluginproto
 
-// harden has nothing to do: drivers are released for Linux only.
-func harden() error { return nil }
+// Harden has nothing to do: kmsd and its drivers are released for Linux only.
+func Harden() error { return nil }

@@ -49,7 +49,7 @@ func Serve(cfg ServeConfig) int {
 	if logger == nil {
 		logger = NewLogger(cfg.Name)
 	}
-	if err := harden(); err != nil {
+	if err := Harden(); err != nil {
 		logger.Error("hardening the process", "error", err)
 		return 1
 	}

@@ -8,6 +8,7 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kmsd/kms/client"
+	"kmsd/pluginproto"
 )
 
 // Streams are what a command reads and writes.
@@ -34,6 +36,11 @@ type session struct {
 // the exit code.
 func Main(ctx context.Context, args []string, streams Streams) int {
 	s := &session{Streams: streams}
+	// Before anything is read: nearly every command sees a PIN, a token or a plaintext.
+	if err := pluginproto.Harden(); err != nil {
+		fmt.Fprintln(s.Err, "kmsd:", err)
+		return exitFailed
+	}
 	root := newRoot(s)
 	root.SetArgs(args)
 	root.SetIn(s.In)

@@ -5,16 +5,19 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"kmsd/cmd/kmsd/internal/app"
 	"kmsd/cmd/kmsd/internal/audit"
@@ -23,7 +26,8 @@ import (
 	"kmsd/kms/api/apitest"
 )
 
-// TestMain makes kmsd a command of the scripts: it is this test binary.
+// TestMain makes kmsd a command of the scripts: it is this test binary. So is
+// dumpable, which runs kmsd and tells what the kernel would give away, before and after.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"kmsd": func() {
@@ -32,7 +36,30 @@ func TestMain(m *testing.M) {
 			stop()
 			os.Exit(code)
 		},
+		"dumpable": func() {
+			tellDumpable()
+			app.Main(context.Background(), os.Args[1:], app.Streams{In: tellingReader{}, Out: io.Discard, Err: io.Discard})
+		},
 	})
+}
+
+func tellDumpable() {
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	limits, readErr := os.ReadFile("/proc/self/limits")
+	fmt.Println("dumpable", dumpable, errors.Join(err, readErr))
+	for line := range strings.Lines(string(limits)) {
+		if strings.HasPrefix(line, "Max core file size") {
+			fmt.Println(strings.Join(strings.Fields(line), " "))
+		}
+	}
+}
+
+// tellingReader is an input that tells what it is like when somebody reads it.
+type tellingReader struct{}
+
+func (tellingReader) Read([]byte) (int, error) {
+	tellDumpable()
+	return 0, io.EOF
 }
 
 // TestScripts runs testdata/script/*.txtar: the command line as its users know it,

@@ -49,16 +49,14 @@ type Options struct {
 	Ready func(addrs []string) error
 }
 
-// Run serves until ctx ends; then it returns nil.
+// Run serves until ctx ends; then it returns nil. The process should be hardened
+// already (pluginproto.Harden): PINs come into it here.
 func Run(ctx context.Context, opts Options) (err error) {
 	// From the very start: the default of SIGHUP would end a kmsd that still opens its
 	// HSMs.
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	if err := harden(); err != nil {
-		return errors.Join(err, closeAll(opts.Listeners))
-	}
 	cfg, err := opts.Load()
 	if err != nil {
 		return errors.Join(err, closeAll(opts.Listeners))

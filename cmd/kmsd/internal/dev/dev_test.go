@@ -28,6 +28,7 @@ dir=$(sed -n 's/^directories.tokendir = //p' "$conf")
 mkdir "$dir/half" || exit 1
 [ -e "$(dirname "$0")/die" ] && { echo "the token is full" >&2; exit 1; }
 printf %s "$request" > "$dir/token"
+env > "$dir/env"
 rmdir "$dir/half"
 echo '{"serial":"1","slot":0}'
 `
@@ -78,6 +79,19 @@ func snapshot(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return files
+}
+
+func TestTheDriverGetsNoneOfOurEnvironment(t *testing.T) {
+	t.Setenv("KMSD_TOKEN", "a secret of ours")
+	s := prepare(t, newOptions(t))
+	defer closeSite(t, s)
+	b, err := os.ReadFile(filepath.Join(s.Dir, "tokens/hsm-a/env"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(b), "KMSD_TOKEN") {
+		t.Errorf("the driver that makes a token sees:\n%s", b)
+	}
 }
 
 func TestPrepareMakesASoundSite(t *testing.T) {

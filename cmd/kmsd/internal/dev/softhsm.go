@@ -146,6 +146,7 @@ func (s *Site) initToken(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, initTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, driver(s.opts.DriverDir), "init-token")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")} // ours may hold secrets
 	cmd.Stdin = bytes.NewReader(request)
 	var said bytes.Buffer
 	cmd.Stderr = &said
