@@ -33,19 +33,21 @@ func (k *KMS) Batch(ctx context.Context, op Op, name string, items []Item) ([]Re
 	}
 	results := make([]Result, len(items))
 	var next atomic.Int64 // index of the first item that nobody has taken
-	var workers sync.WaitGroup
-	for range min(batchWidth, len(items)) {
-		workers.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(items); i = int(next.Add(1)) - 1 {
-				res, err := do(ctx, key, items[i])
-				if err != nil {
-					res = Result{Error: api.AsError(err)}
-				}
-				results[i] = res
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < len(items); i = int(next.Add(1)) - 1 {
+			res, err := do(ctx, key, items[i])
+			if err != nil {
+				res = Result{Error: api.AsError(err)}
 			}
-		})
+			results[i] = res
+		}
 	}
-	workers.Wait()
+	var helpers sync.WaitGroup
+	for range min(batchWidth, len(items)) - 1 {
+		helpers.Go(work)
+	}
+	work() // here too, so that one item needs no other goroutine
+	helpers.Wait()
 	return results, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -266,6 +267,26 @@ func BenchmarkWrap(b *testing.B) {
 		if _, err := r.Wrap(b.Context(), "shop", dek, nil); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func BenchmarkBatchWrap(b *testing.B) {
+	r := newRig(b, 3).mustStart()
+	defer r.stop()
+	r.create("shop")
+	for _, n := range []int{1, 64} {
+		items := make([]kms.Item, n)
+		for i := range items {
+			items[i].Plaintext = make([]byte, 32)
+		}
+		b.Run(fmt.Sprintf("%d items", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := r.Batch(b.Context(), kms.OpWrap, "shop", items); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
