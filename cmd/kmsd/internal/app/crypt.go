@@ -80,6 +80,9 @@ func newDataKey(s *session) *cobra.Command {
 	var item api.Item
 	var aad string
 	cmd := s.keyed("datakey NAME", "Make a data key in an HSM, in the clear and wrapped", func(ctx context.Context, svc service, name string) error {
+		if item.Bytes < 1 || item.Bytes > api.MaxDataKey { // zero would mean the default on the wire
+			return &usageError{msg: fmt.Sprintf("--bytes %d: a data key has 1 to %d bytes", item.Bytes, api.MaxDataKey)}
+		}
 		item.AAD = []byte(aad)
 		res, err := one(ctx, svc, api.OpDataKey, name, item)
 		if err != nil {
@@ -87,16 +90,17 @@ func newDataKey(s *session) *cobra.Command {
 		}
 		defer clear(res.Plaintext)
 		return s.print(res, func(w io.Writer) error {
-			if !item.WrappedOnly {
-				fmt.Fprintf(w, "plaintext: %s\n", base64.StdEncoding.EncodeToString(res.Plaintext))
+			if item.WrappedOnly { // as wrap prints it, and unwrap takes it
+				return s.writeBytes(res.Wrapped, false)
 			}
-			_, err := fmt.Fprintf(w, "wrapped:   %s\nversion:   %d\n", base64.StdEncoding.EncodeToString(res.Wrapped), res.Version)
+			_, err := fmt.Fprintf(w, "plaintext: %s\nwrapped:   %s\nversion:   %d\n", base64.StdEncoding.EncodeToString(res.Plaintext),
+				base64.StdEncoding.EncodeToString(res.Wrapped), res.Version)
 			return err
 		})
 	})
 	f := cmd.Flags()
 	f.IntVar(&item.Bytes, "bytes", 32, "length, 1 to 1024")
-	f.BoolVar(&item.WrappedOnly, "wrapped-only", false, "leave the clear form out")
+	f.BoolVar(&item.WrappedOnly, "wrapped-only", false, "print nothing but the wrapped form, in base64 for unwrap")
 	f.StringVar(&aad, "aad", "", "context that is authenticated and must be the same to unwrap")
 	return cmd
 }
