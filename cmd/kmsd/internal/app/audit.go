@@ -28,6 +28,9 @@ func newAuditVerify(s *session) *cobra.Command {
 			}
 			defer f.Close()
 			rep, broken := audit.Verify(f)
+			if broken != nil && rep.Records == 0 && s.output != "json" {
+				return fmt.Errorf("verifying %s: %w", args[0], broken) // there is nothing to report
+			}
 			err = s.print(rep, func(w io.Writer) error {
 				fmt.Fprintf(w, "records:    %d, number %d to %d\n", rep.Records, rep.First, rep.Last)
 				fmt.Fprintf(w, "time:       %s to %s\n", when(rep.From), when(rep.To))

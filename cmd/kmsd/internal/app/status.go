@@ -22,7 +22,7 @@ func newStatus(s *session) *cobra.Command {
 		Use:   "status",
 		Short: "Show groups and members: states, load, keys, missing copies",
 		Long: "Show groups and members: states, load, keys, missing copies.\n\n" +
-			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. With --watch and -o json there is one line for every look.",
+			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. Below stands what is wrong with a member, if anything is.\nWith --watch and -o json there is one line for every look.",
 		Args: usageArgs(cobra.NoArgs),
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every second until interrupted")
@@ -104,16 +104,28 @@ func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {
 		primary = "none"
 	}
 	fmt.Fprintf(w, "group %s: %s, primary %s, %d key versions, at least %d copies\n", g.Name, g.State, primary, g.Keys, g.MinCopies)
-	t := newTable(target, "member", "state", "role", "ckr", "since", "load", "commands", "errors", "p99", "keys", "missing", "reason")
+	// What every member has fits into 80 columns; what is wrong with some, and may be
+	// long, is told below.
+	t := newTable(target, "member", "state", "role", "since", "load", "commands", "errors", "p99", "keys", "missing")
 	for _, m := range g.Members {
 		missing := cell{text: fmt.Sprint(m.Missing)}
 		if m.Missing > 0 {
 			missing.ink = yellow
 		}
-		t.row(m.Name, memberState(m.State), m.Role, ckr(m.CKR), ago(now, m.Since), m.InFlight, m.Commands, m.Errors,
-			microseconds(m.LatencyP99), m.Keys, missing, reason(m, now))
+		t.row(m.Name, memberState(m.State), m.Role, ago(now, m.Since), m.InFlight, m.Commands, m.Errors,
+			microseconds(m.LatencyP99), m.Keys, missing)
 	}
-	return t.writeTo(w)
+	if err := t.writeTo(w); err != nil {
+		return err
+	}
+	for _, m := range g.Members {
+		if text := trouble(m, now); text != "" {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", m.Name, clean(text)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func memberState(state api.MemberState) cell {
@@ -127,16 +139,17 @@ func memberState(state api.MemberState) cell {
 	}
 }
 
-func ckr(name string) cell {
-	if name == "" || name == "CKR_OK" {
-		return cell{text: name}
+// trouble is what is wrong with a member, and when it is tried again; "" when all is
+// well. A reason may name the CKR itself.
+func trouble(m api.Member, now time.Time) string {
+	var parts []string
+	if m.CKR != "" && m.CKR != "CKR_OK" && !strings.Contains(m.Reason, m.CKR) {
+		parts = append(parts, m.CKR)
 	}
-	return cell{name, red}
-}
-
-// reason is why a member does not serve, and when it is tried again.
-func reason(m api.Member, now time.Time) string {
-	text := m.Reason
+	if m.Reason != "" {
+		parts = append(parts, m.Reason)
+	}
+	text := strings.Join(parts, ": ")
 	if m.NextRecovery != nil {
 		in := max(m.NextRecovery.Sub(now), 0).Round(time.Second)
 		text = strings.TrimPrefix(fmt.Sprintf("%s; attempt %d in %s", text, m.RecoveryAttempts+1, in), "; ")
@@ -166,5 +179,14 @@ func microseconds(us int64) string {
 	if us == 0 {
 		return ""
 	}
-	return (time.Duration(us) * time.Microsecond).String()
+	d := time.Duration(us) * time.Microsecond
+	switch { // three digits are enough
+	case d >= time.Second:
+		d = d.Round(10 * time.Millisecond)
+	case d >= 100*time.Millisecond:
+		d = d.Round(time.Millisecond)
+	case d >= time.Millisecond:
+		d = d.Round(10 * time.Microsecond)
+	}
+	return d.String()
 }
