@@ -23,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,8 +66,8 @@ var _ api.Service = (*Client)(nil)
 // unix:///PATH/TO/SOCKET. It does not connect yet.
 func New(addr string, opts Options) (*Client, error) {
 	u, err := url.Parse(addr)
-	if err != nil {
-		return nil, fmt.Errorf("reading the address of kmsd: %w", err)
+	if err != nil { // its text is about Go's idea of a URL: HOST:PORT is the usual reason
+		return nil, fmt.Errorf("the address of kmsd is %q, want https://HOST[:PORT] or unix:///PATH", clip(addr))
 	}
 	if opts.Timeout == 0 {
 		opts.Timeout = 30 * time.Second
@@ -99,6 +100,19 @@ func New(addr string, opts Options) (*Client, error) {
 	}
 	c.closed, c.close = context.WithCancel(context.Background())
 	return c, nil
+}
+
+// clip shortens foreign text that goes into a message, and leaves out what is before an
+// @, which may be a password.
+func clip(s string) string {
+	const most = 128
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		s = "..." + s[i:]
+	}
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return s
 }
 
 // transport keeps enough connections for several hundred calls at once. They are

@@ -70,7 +70,9 @@ func TestAddress(t *testing.T) {
 		"https://admin:pw@kms.example":  `the address of kmsd is "https://admin:xxxxx@kms.example", want https://HOST[:PORT] or unix:///PATH`,
 		"unix://kmsd.sock":              `the address of kmsd is "unix://kmsd.sock", want https://HOST[:PORT] or unix:///PATH`,
 		"unix://":                       `the address of kmsd is "unix:", want https://HOST[:PORT] or unix:///PATH`,
-		"https://kms.example:notaport/": `reading the address of kmsd: parse "https://kms.example:notaport/": invalid port ":notaport" after host`,
+		"https://kms.example:notaport/": `the address of kmsd is "https://kms.example:notaport/", want https://HOST[:PORT] or unix:///PATH`,
+		"127.0.0.1:8420":                `the address of kmsd is "127.0.0.1:8420", want https://HOST[:PORT] or unix:///PATH`,
+		"https://admin:pw@kms:x":        `the address of kmsd is "...@kms:x", want https://HOST[:PORT] or unix:///PATH`,
 	} {
 		_, err := client.New(addr, client.Options{})
 		if got := fmt.Sprint(err); (err == nil) != (fault == "") || err != nil && got != fault {

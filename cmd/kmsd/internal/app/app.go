@@ -51,7 +51,7 @@ func Main(ctx context.Context, args []string, streams Streams) int {
 		return exitDone
 	}
 	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
-		err = &usageError{msg: err.Error()}
+		err = &usageError{msg: err.Error() + meant(cmd, args)}
 	}
 	s.printError(cmd, err)
 	return exitCode(err)
@@ -116,6 +116,17 @@ func needsCommand(cmd *cobra.Command, _ []string) error {
 	}
 	slices.Sort(names)
 	return &usageError{msg: cmd.CommandPath() + " needs a command: " + strings.Join(names, ", ")}
+}
+
+// meant names the commands that are nearly like one that was typed.
+func meant(cmd *cobra.Command, args []string) string {
+	cmd.SuggestionsMinimumDistance = 2
+	for _, arg := range args {
+		if near := cmd.SuggestionsFor(arg); len(near) > 0 && !strings.HasPrefix(arg, "-") {
+			return "; did you mean " + strings.Join(near, " or ") + "?"
+		}
+	}
+	return ""
 }
 
 // usageArgs makes a complaint about arguments a usage error.

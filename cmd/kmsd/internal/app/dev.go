@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"kmsd/cmd/kmsd/internal/config"
@@ -33,8 +34,14 @@ func newDev(s *session) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !cmd.Flags().Changed("members") {
 			opts.Members = 0
-		} else if opts.Members < 1 {
-			return &usageError{msg: "--members must be at least 1"}
+		} else if opts.Members < 1 || opts.Members > dev.MaxMembers {
+			return &usageError{msg: fmt.Sprintf("--members %d: 1 to %d can be made", opts.Members, dev.MaxMembers)}
+		}
+		if _, _, err := config.ParseListen("https://" + opts.Listen); err != nil {
+			return &usageError{msg: fmt.Sprintf("--listen %q is not HOST:PORT", opts.Listen)}
+		}
+		if hclog.LevelFromString(*logLevel) == hclog.NoLevel {
+			return &usageError{msg: fmt.Sprintf("--log-level %q is none of trace, debug, info, warn, error", *logLevel)}
 		}
 		if opts.DriverDir == "" {
 			opts.DriverDir = defaultDriverDir()

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -66,6 +67,9 @@ Errors are printed on stderr; with -o json as the object that the HTTP API
 answers: {"error":{"code":…,"message":…,"retryable":…}}.
 `
 
+// afterDev is what most people who read an error have forgotten.
+const afterDev = "after kmsd dev: . .kmsd/env.sh"
+
 // printError writes an error once, for a person or for a program.
 func (s *session) printError(cmd *cobra.Command, err error) {
 	if errors.Is(err, errSilent) {
@@ -93,8 +97,12 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 		return
 	}
 	hint := failure.Hint
-	if failure.Code == api.CodeUnauthenticated { // the server's hint is for those who speak HTTP
-		hint = "set KMSD_TOKEN, or --cert and --key; after kmsd dev: . .kmsd/env.sh"
+	var untrusted *tls.CertificateVerificationError
+	switch {
+	case failure.Code == api.CodeUnauthenticated: // the server's hint is for those who speak HTTP
+		hint = "set KMSD_TOKEN, or --cert and --key; " + afterDev
+	case errors.As(err, &untrusted):
+		hint += " " + afterDev
 	}
 	for _, line := range []struct{ name, text string }{
 		{"code", string(failure.Code)},

@@ -77,12 +77,12 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}
 	trail, err := audit.Open(cfg.Audit.File)
 	if err != nil {
-		return fmt.Errorf("opening the audit log: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, trail.Close()) }()
 	store, err := boltcat.Open(cfg.Catalog.Bolt.Path)
 	if err != nil {
-		return fmt.Errorf("opening the catalog: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	service, err := kms.Open(ctx, cfg.KMS(store, log))

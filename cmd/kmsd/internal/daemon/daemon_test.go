@@ -247,7 +247,7 @@ func TestASecondDaemonOnTheSameFilesIsRefused(t *testing.T) {
 		Load: func() (*config.Config, error) { return config.Load(r.site.Config, config.Options{Environ: []string{}}) },
 		Log:  &buffer{},
 	})
-	if err == nil || !strings.Contains(err.Error(), "listening on https://127.0.0.1:") {
+	if err == nil || !strings.Contains(err.Error(), "another process serves it; use that kmsd") {
 		t.Errorf("got %v, want that the address is in use", err)
 	}
 }

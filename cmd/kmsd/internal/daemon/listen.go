@@ -54,7 +54,11 @@ func listen(addrs []string, open map[string]net.Listener) (_ doors, err error) {
 
 func bind(network, address string) (net.Listener, error) {
 	if network != "unix" {
-		return net.Listen(network, address)
+		l, err := net.Listen(network, address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, errServed
+		}
+		return l, err
 	}
 	if err := removeStale(address); err != nil {
 		return nil, err
@@ -65,6 +69,8 @@ func bind(network, address string) (net.Listener, error) {
 	defer unix.Umask(mask)
 	return net.Listen(network, address)
 }
+
+var errServed = errors.New("another process serves it; use that kmsd, stop it, or choose another address")
 
 // removeStale removes a socket that nobody serves, which a kmsd that was killed has
 // left behind. What is no socket is never touched.
@@ -80,7 +86,7 @@ func removeStale(path string) error {
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
-		return errors.Join(errors.New("another process serves it"), conn.Close())
+		return errors.Join(errServed, conn.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return err

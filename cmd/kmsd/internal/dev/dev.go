@@ -37,10 +37,10 @@ import (
 	"kmsd/cmd/kmsd/internal/auth"
 )
 
-const (
-	defaultMembers = 3
-	maxMembers     = 26 // hsm-a to hsm-z
-)
+const defaultMembers = 3
+
+// MaxMembers is how many HSMs there can be: hsm-a to hsm-z.
+const MaxMembers = 26
 
 // Options are what Prepare needs. They are copied.
 type Options struct {
@@ -67,8 +67,8 @@ type Site struct {
 
 // Prepare makes or finishes the directory.
 func Prepare(ctx context.Context, opts Options) (_ *Site, err error) {
-	if opts.Members < 0 || opts.Members > maxMembers {
-		return nil, fmt.Errorf("%d members; 1 to %d can be made", opts.Members, maxMembers)
+	if opts.Members < 0 || opts.Members > MaxMembers {
+		return nil, fmt.Errorf("%d members; 1 to %d can be made", opts.Members, MaxMembers)
 	}
 	if err := checkInstalled(opts.DriverDir); err != nil {
 		return nil, err

@@ -78,12 +78,12 @@ func memberName(i int) string { return "hsm-" + string(rune('a'+i)) }
 
 // countTokens counts the tokens that are there without a gap.
 func (s *Site) countTokens() int {
-	for i := range maxMembers {
+	for i := range MaxMembers {
 		if _, err := os.Stat(s.path("tokens/" + memberName(i))); err != nil {
 			return i
 		}
 	}
-	return maxMembers
+	return MaxMembers
 }
 
 // makeToken makes a token in a directory beside its place, and moves it there when
