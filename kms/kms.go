@@ -230,11 +230,20 @@ func cleanup(ctx context.Context) (context.Context, context.CancelFunc) {
 // update changes the record of a key and makes it known. change may be called more
 // than once.
 func (k *KMS) update(ctx context.Context, name string, change func(*catalog.Key) error) (catalog.Key, error) {
-	if _, err := k.ring.get(name); err != nil {
+	cached, err := k.ring.get(name)
+	if err != nil {
 		return catalog.Key{}, err
 	}
-	rec, err := k.catalog.UpdateKey(ctx, name, change)
+	written := false // or may be
+	rec, err := k.catalog.UpdateKey(ctx, name, func(rec *catalog.Key) error {
+		err := change(rec)
+		written = err == nil
+		return err
+	})
 	if err != nil {
+		if g := k.byName[cached.rec.Group]; g != nil && written {
+			g.janitor.suspect(name)
+		}
 		return catalog.Key{}, err
 	}
 	return rec, k.ring.put(rec)

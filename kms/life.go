@@ -247,7 +247,9 @@ func (k *KMS) entomb(ctx context.Context, g *keyGroup, name string, doomed func(
 		if errors.Is(err, catalog.ErrConflict) && ctx.Err() == nil {
 			continue
 		}
-		if err != nil {
+		if err != nil { // it may be written all the same
+			g.janitor.settleLater()
+			g.janitor.suspect(name)
 			return catalog.Key{}, nil, err
 		}
 		return rec, ids, k.ring.put(rec)

@@ -178,7 +178,7 @@ func (f *flaky) Apply(ctx context.Context, changes ...catalog.Record) (uint64, e
 }
 
 func TestCatalogFailsOnce(t *testing.T) {
-	for write := 1; write <= 6; write++ {
+	for write := 1; write <= 11; write++ {
 		for _, side := range []string{"before", "after"} {
 			t.Run(fmt.Sprintf("%s write %d", side, write), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
@@ -300,5 +300,40 @@ func TestMissingDriverProgramIsAMemberThatFailed(t *testing.T) {
 	m := r.Status().Groups[0].Members[1]
 	if m.State != api.MemberFailed || !strings.Contains(m.Reason, "kmsd-driver-memory") {
 		t.Errorf("hsm-b is %s: %s", m.State, m.Reason)
+	}
+}
+
+func TestChangeWithAnOpenEndIsFoundOut(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*rig) error
+		want   kms.State
+	}{
+		{"disabling", func(r *rig) error { _, err := r.Disable(r.t.Context(), "shop"); return err }, kms.StateDisabled},
+		{"destroying now", func(r *rig) error { _, err := r.Destroy(r.t.Context(), "shop", 0); return err }, kms.StateDestroyed},
+		{"destroying later", func(r *rig) error { _, err := r.Destroy(r.t.Context(), "shop", time.Hour); return err }, kms.StateDestroyScheduled},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 3)
+				store := &flaky{Store: r.disk.Reopen()}
+				if err := r.start(store); err != nil {
+					t.Fatal(err)
+				}
+				defer r.stop()
+				r.create("shop")
+				store.mu.Lock()
+				store.after = store.writes + 1
+				store.mu.Unlock()
+				wantError(t, c.change(r), kms.ErrInternal, "input/output error")
+				synctest.Wait()
+				if key, err := r.Key(t.Context(), "shop"); err != nil || key.State != c.want {
+					t.Errorf("the key is %s, %v; the catalog has it %s", key.State, err, c.want)
+				}
+				_, err := r.Wrap(t.Context(), "shop", []byte("data"), nil)
+				wantError(t, err, kms.ErrState, "key shop is ")
+				r.wantConsistent()
+			})
+		})
 	}
 }
