@@ -50,6 +50,9 @@ func Main(ctx context.Context, args []string, streams Streams) int {
 	if err == nil {
 		return exitDone
 	}
+	if wantsJSON(args) { // cobra may have stopped before it came to that flag
+		s.output = "json"
+	}
 	if strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
 		err = &usageError{msg: err.Error() + meant(cmd, args)}
 	}
@@ -116,6 +119,19 @@ func needsCommand(cmd *cobra.Command, _ []string) error {
 	}
 	slices.Sort(names)
 	return &usageError{msg: cmd.CommandPath() + " needs a command: " + strings.Join(names, ", ")}
+}
+
+// wantsJSON finds -o json in a command line that may not be understood otherwise.
+func wantsJSON(args []string) bool {
+	for i, arg := range args {
+		switch arg {
+		case "-ojson", "-o=json", "--output=json":
+			return true
+		case "-o", "--output":
+			return i+1 < len(args) && args[i+1] == "json"
+		}
+	}
+	return false
 }
 
 // meant names the commands that are nearly like one that was typed.

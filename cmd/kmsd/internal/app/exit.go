@@ -76,14 +76,17 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 		return
 	}
 	var usage *usageError
-	if errors.As(err, &usage) {
+	if errors.As(err, &usage) && s.output != "json" {
 		fmt.Fprintf(s.Err, "kmsd: %s\nUsage: %s\nSee: %s --help\n", err, cmd.UseLine(), cmd.CommandPath())
 		return
 	}
 	var failure *api.Error
 	known := errors.As(err, &failure)
 	if s.output == "json" {
-		if !known {
+		switch {
+		case usage != nil:
+			failure = api.NewError(api.CodeBadRequest, err.Error(), err)
+		case !known:
 			failure = api.NewError(api.CodeInternal, err.Error(), nil)
 		}
 		enc := json.NewEncoder(s.Err)
