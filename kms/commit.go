@@ -28,13 +28,18 @@ func (k *KMS) commit(ctx context.Context, g *keyGroup, h half, copies []string, 
 		committed, err := k.catalog.Commit(ctx, rec, h.intent)
 		switch {
 		case err == nil:
-			k.tell(committed, done, "version", h.copy.Version, "copies", copies)
-			g.janitor.wake() // for members that could not take it
-			return committed, k.ring.put(committed)
+			err = k.ring.put(committed)
 		case errors.Is(err, catalog.ErrConflict) && k.changed(ctx, rec):
 			continue // somebody disabled or updated the key; add the version to that
+		default:
+			committed, err = k.decide(ctx, g, h.intent, err)
 		}
-		return k.decide(ctx, g, h.intent, err)
+		if err != nil {
+			return catalog.Key{}, err
+		}
+		k.tell(committed, done, "version", h.copy.Version, "copies", copies) // now that everybody finds it
+		g.janitor.wake()                                                     // for members that could not take it
+		return committed, nil
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"kmsd/internal/memdriver"
 	"kmsd/kms"
 	"kmsd/kms/api"
@@ -333,6 +335,48 @@ func TestChangeWithAnOpenEndIsFoundOut(t *testing.T) {
 				_, err := r.Wrap(t.Context(), "shop", []byte("data"), nil)
 				wantError(t, err, kms.ErrState, "key shop is ")
 				r.wantConsistent()
+			})
+		})
+	}
+}
+
+// onLine calls a function for each line of a log, before the log goes on.
+type onLine func(string)
+
+func (f onLine) Write(p []byte) (int, error) {
+	f(string(p))
+	return len(p), nil
+}
+
+func TestKeyIsThereWhenItIsTold(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		after int // the write that says it failed, though it is done; 0: none
+	}{{"as usual", 0}, {"after a commit with an open end", 2}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 3)
+				told := 0
+				k, err := kms.Open(t.Context(), kms.Config{
+					Catalog: &flaky{Store: r.disk, after: c.after}, Groups: []kms.GroupConfig{r.group},
+					Logger: hclog.New(&hclog.LoggerOptions{Output: onLine(func(line string) {
+						if strings.Contains(line, "key created") {
+							told++
+							if _, err := r.Key(t.Context(), "shop"); err != nil {
+								t.Errorf("told of a key that is not there: %v", err)
+							}
+						}
+					})}),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.KMS = k
+				defer r.stop()
+				r.create("shop")
+				if told != 1 {
+					t.Errorf("the key was told %d times", told)
+				}
 			})
 		})
 	}
