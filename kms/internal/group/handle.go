@@ -149,16 +149,22 @@ func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
 	}
 	h.g.mu.Lock()
 	defer h.g.mu.Unlock()
-	if h.g.closed {
-		if writes {
-			<-h.l.writes
-		}
-		return ErrClosed
+	var err error
+	switch {
+	case h.g.closed:
+		err = ErrClosed
+	case h.st.ctx.Err() != nil: // meanwhile; what the member holds is being looked at
+		err = h.ended()
+	default:
+		h.l.load += cost
+		h.g.oweLocked(h.l, time.Now())
+		h.g.tasks.Add(1)
+		return nil
 	}
-	h.l.load += cost
-	h.g.oweLocked(h.l, time.Now())
-	h.g.tasks.Add(1)
-	return nil
+	if writes {
+		<-h.l.writes
+	}
+	return err
 }
 
 // leave counts a call out and drops the member when it failed.

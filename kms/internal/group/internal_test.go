@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"kmsd/kms/api"
@@ -129,4 +130,30 @@ func TestCostsRankWhatKeepsATokenBusy(t *testing.T) {
 	if verify := cost(pluginproto.OpVerify, pluginproto.RSAPSS); verify != aes {
 		t.Errorf("a verification costs %d, want as little as a symmetric command", verify)
 	}
+}
+
+func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.ctx = t.Context()
+		l := g.newLink(g.members[0], nil, pluginproto.TokenInfo{})
+		h := &handle{g: g, l: l, st: l.stint}
+		l.writes <- struct{}{} // an earlier call, given up by its caller
+		entered := make(chan error)
+		go func() { entered <- h.enter(t.Context(), true, 1) }()
+		synctest.Wait()
+		g.mu.Lock()
+		<-l.writes // it ends, so the turn is the next one's
+		l.stint.cancel(errSilent)
+		g.mu.Unlock()
+		if err := <-entered; !errors.Is(err, errSilent) {
+			t.Errorf("got %v, want the end of the stint", err)
+		}
+		if len(l.writes) != 0 || l.load != 0 || l.due != 0 {
+			t.Errorf("the turn was not given back: %d writes, load %d, %d due", len(l.writes), l.load, l.due)
+		}
+	})
 }
