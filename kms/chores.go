@@ -207,17 +207,26 @@ func (j *janitor) noteLost(ctx context.Context) error {
 	return nil
 }
 
-// heal clones to members in step the copies they lack.
+// heal clones to members in step the copies they lack. Each clone takes the lease
+// anew, so that key operations come in between.
 func (j *janitor) heal(ctx context.Context) error {
 	members := j.g.InStep()
 	if len(members) < 2 {
 		return nil
 	}
 	var failures []error
+	failed := make(map[string]int) // :: member → failures in this round
 	for _, l := range j.lacking(names(members)) {
-		failures = append(failures, j.alone(ctx, func(ctx context.Context) error { return j.healOne(ctx, l) }))
+		if failed[l.member] == maxRefusals {
+			continue // it is full, perhaps; others come first in the next round
+		}
+		err := j.alone(ctx, func(ctx context.Context) error { return j.healOne(ctx, l) })
 		if ctx.Err() != nil {
-			break
+			return ctx.Err()
+		}
+		if err != nil {
+			failed[l.member]++
+			failures = append(failures, err)
 		}
 	}
 	return errors.Join(failures...)
@@ -259,8 +268,12 @@ func (j *janitor) healOne(ctx context.Context, l loss) error {
 		return !slices.Contains(k.rec.Versions[i].Copies, m.Name())
 	})
 	_, found, err := replica.Fetch(ctx, to, k.copyOf(i), tokens(holders))
-	if err != nil || !found {
+	if err != nil {
+		j.kms.inspect(ctx, j.g, to, k, i) // it may hold a different one
 		return err
+	}
+	if !found {
+		return nil
 	}
 	j.log.Info("brought over a missing copy", "member", l.member, "key", l.key, "version", l.version)
 	if err := j.kms.noteCopies(ctx, map[string][]move{l.key: {{l.version, l.member, true}}}); err != nil {

@@ -16,6 +16,9 @@ const (
 	soon = 5 * time.Second
 	// choreTimeout bounds one chore, and with it how long it holds the lease.
 	choreTimeout = time.Minute
+	// maxRefusals is how many copies a member may fail to take in one round before the
+	// rest waits for the next.
+	maxRefusals = 3
 )
 
 // janitor does for one group what nobody waits for: it takes back versions that

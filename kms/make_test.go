@@ -381,3 +381,24 @@ func TestKeyIsThereWhenItIsTold(t *testing.T) {
 		})
 	}
 }
+
+func TestMemberThatIsFullIsNotAskedForEveryKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		full := &pluginproto.Error{Class: pluginproto.ClassUnknown, CKR: 0x31, Op: "unwrapping a key"} // CKR_DEVICE_MEMORY
+		r.hsms[2].driver().Script(memdriver.Fault{Call: memdriver.CallCloneStep, Err: full})
+		const keys = 50
+		for i := range keys {
+			r.create(fmt.Sprintf("key-%d", i))
+		}
+		<-time.After(time.Minute) // the janitor has given it up for the moment
+		before := r.hsms[2].driver().Calls(memdriver.CallCloneStep)
+		<-time.After(time.Minute)
+		if n := r.hsms[2].driver().Calls(memdriver.CallCloneStep) - before; n == 0 || n > 50 {
+			t.Errorf("a member without room was asked %d times in a minute, want a few", n)
+		}
+		r.hsms[2].driver().Clear()
+		r.wantConsistent()
+	})
+}
