@@ -290,6 +290,9 @@ func (k *KMS) spread(ctx context.Context, g *keyGroup, h half) (copies []string,
 	}
 	for member, err := range g.OnEach(ctx, others, func(ctx context.Context, m group.Member) error {
 		_, err := replica.Clone(ctx, h.primary, m, h.copy)
+		if errors.Is(err, replica.ErrDifferent) {
+			g.Distrust(m.Name(), err)
+		}
 		return err
 	}) {
 		if err == nil {

@@ -216,6 +216,49 @@ func TestDifferentValueIsNeverServedNorOverwritten(t *testing.T) {
 	})
 }
 
+func TestMemberWithADifferentValueIsTakenOutWhenThatIsFound(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		find func(*rig)
+	}{
+		{"by verifying", func(r *rig) {
+			v, err := r.Verify(r.t.Context(), "shop")
+			if err != nil || v.OK {
+				r.t.Errorf("verified: %+v, %v", v, err)
+			}
+		}},
+		{"by bringing over a copy that it seemed to lack", func(r *rig) {
+			r.hsms[1].driver().Script(memdriver.Fault{Call: memdriver.CallDo, Op: pluginproto.OpEncrypt, Times: 1,
+				Err: &pluginproto.Error{Class: pluginproto.ClassNotFound, CKR: 0x60, Op: "encrypting"}}) // CKR_KEY_HANDLE_INVALID
+			for range 3 {
+				r.wrap("shop")
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 3).mustStart()
+				defer r.stop()
+				r.create("shop")
+				wrapped := r.wrap("shop")
+				id := r.hsms[1].token.Keys()[0]
+				r.hsms[1].token.Corrupt(id)
+				c.find(r)
+				r.wantStates(active, failed, active)
+				for range 10 {
+					r.wantUnwrap("shop", wrapped)
+					r.wantUnwrap("shop", r.wrap("shop"))
+				}
+				r.hsms[1].token.Lose(id)
+				if err := r.Recover(t.Context(), "", "hsm-b"); err != nil {
+					t.Fatal(err)
+				}
+				r.wantConsistent()
+			})
+		})
+	}
+}
+
 func TestForeignKeysAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2)

@@ -22,7 +22,8 @@ const (
 )
 
 // Verify asks every member, past all caches, for its copy of every living version.
-// A copy that turns out to be missing is brought over in the background.
+// A copy that turns out to be missing is brought over in the background; a member
+// with a different one is taken out at once.
 func (k *KMS) Verify(ctx context.Context, name string) (Verification, error) {
 	ctx, cancel := begin(ctx)
 	defer cancel()
@@ -75,6 +76,9 @@ func (k *KMS) inspect(ctx context.Context, g *keyGroup, m group.Member, key *key
 		c.State, c.CheckValue = copyDifferent, hex.EncodeToString(object.CheckValue)
 	default:
 		c.State, c.CheckValue = copyOK, hex.EncodeToString(object.CheckValue)
+	}
+	if c.State == copyDifferent { // what it wraps with that, nobody else could unwrap
+		g.Distrust(m.Name(), fmt.Errorf("its copy of key %s version %d is a different one", key.rec.Name, v.Number))
 	}
 	return c
 }

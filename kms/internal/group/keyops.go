@@ -119,6 +119,21 @@ func (g *Group) OnEach(ctx context.Context, names []string, fn func(ctx context.
 	return results
 }
 
+// Distrust takes a member out because what it holds cannot be right. It is connected
+// anew, and whoever admits it has to find out.
+func (g *Group) Distrust(name string, why error) {
+	m := g.byName[name]
+	if m == nil {
+		return
+	}
+	g.mu.Lock()
+	l := m.link
+	g.mu.Unlock()
+	if l != nil {
+		g.drop(l, &pluginproto.Error{Class: pluginproto.ClassMember, Op: "trusting member " + name, Msg: why.Error()})
+	}
+}
+
 // Names returns all members, in the order of the configuration.
 func (g *Group) Names() []string {
 	names := make([]string, len(g.members))
