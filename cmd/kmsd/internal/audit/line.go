@@ -61,6 +61,7 @@ func appendRecord(b []byte, r Record) []byte {
 	if r.AllowDegraded {
 		b = append(b, `,"allow_degraded":true`...)
 	}
+	b = appendNumber(b, "suppressed", int64(r.Suppressed))
 	b = appendText(b, "outcome", r.Outcome)
 	return strconv.AppendInt(append(b, `,"duration_us":`...), r.Duration.Microseconds(), 10)
 }

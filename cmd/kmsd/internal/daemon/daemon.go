@@ -135,6 +135,7 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) error {
 		return s.opts.Ready(s.doors.addrs())
 	})
 	err := tasks.Wait()
+	s.handler.Flush()
 	s.log.Info("drained; closing")
 	return err
 }

@@ -21,6 +21,7 @@ type call struct {
 	caller  Caller
 	request *http.Request // for path values
 	params  params
+	counted bool   // of a stranger, and not written down by itself
 	record  Record // an action fills in Version, Items, Failed, Group, AllowDegraded
 }
 
@@ -40,8 +41,13 @@ func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 		Action:    rt.action,
 		Remote:    r.RemoteAddr,
 	}}
-	ctx, cancel, err := h.deadline(rt, r)
+	// Nothing else is looked at before it is clear who asks.
+	err := h.authenticate(c, r)
+	ctx, cancel, badTimeout := h.deadline(rt, r)
 	defer cancel()
+	if err == nil {
+		err = badTimeout
+	}
 	var answer any
 	if err == nil {
 		answer, err = h.run(ctx, rt, c, w, r)
@@ -81,11 +87,8 @@ func (h *Handler) deadline(rt *route, r *http.Request) (context.Context, context
 	return ctx, cancel, nil
 }
 
-// run does all that can fail before the audit.
+// run does all that can fail between the authentication and the audit.
 func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWriter, r *http.Request) (any, error) {
-	if err := h.authenticate(ctx, c, r); err != nil {
-		return nil, err
-	}
 	// A browser sends a client certificate by itself, also for another site's page.
 	err := h.origin.Check(r)
 	if err != nil {
@@ -117,14 +120,15 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 	return h.act(ctx, rt, c, req)
 }
 
-func (h *Handler) authenticate(ctx context.Context, c *call, r *http.Request) error {
+func (h *Handler) authenticate(c *call, r *http.Request) error {
 	cr := credentialsOf(r)
 	if cr.PeerUID >= 0 {
 		c.record.Remote = "unix:" + strconv.Itoa(cr.PeerUID)
 	}
-	caller, err := h.cfg.Auth.Authenticate(ctx, cr)
+	caller, err := h.cfg.Auth.Authenticate(r.Context(), cr)
 	if err != nil {
-		if limited := h.rates.take(""); limited != nil {
+		if limited := h.strangers.take(c.record.Time); limited != nil {
+			c.counted = true
 			return limited
 		}
 		e := api.NewError(api.CodeUnauthenticated, err.Error(), err)
@@ -209,6 +213,9 @@ func (h *Handler) audit(ctx context.Context, c *call, err error) *api.Error {
 			c.record.Member = e.Member
 		}
 		h.log(c, e, err)
+	}
+	if c.counted {
+		return e
 	}
 	if auditErr := h.cfg.Audit.Record(context.WithoutCancel(ctx), c.record); auditErr != nil {
 		h.cfg.Logger.Error("the audit log cannot be written, so the request fails", "request_id", c.record.RequestID, "error", auditErr)

@@ -382,6 +382,43 @@ func TestRateLimit(t *testing.T) {
 	k.ask(t, "GET", "/v1/keys", nobodyToken, "").wants(t, 403, api.CodeDenied) // another bucket
 }
 
+// Those who cannot say who they are cannot fill the disk with their attempts, and none
+// of these is forgotten.
+func TestAFloodOfStrangersIsCounted(t *testing.T) {
+	k := start(t, new(apitest.Memory), func(c *httpapi.Config) { c.Limits.Strangers = 2 })
+	for range 2 {
+		k.ask(t, "GET", "/v1/keys", "wrong", "").wants(t, 401, api.CodeUnauthenticated)
+	}
+	refused := 0
+	for range 200 { // more than one a second
+		if a := k.ask(t, "GET", "/v1/keys", "", ""); a.status != 401 {
+			refused++
+			if e := a.wants(t, 429, api.CodeRateLimited); e.RetryAfterMS == 0 {
+				t.Errorf("%+v", e)
+			}
+		}
+	}
+	if a := k.ask(t, "GET", "/v1/keys", adminToken, ""); a.status != 200 {
+		t.Errorf("the admin gets %d", a.status)
+	}
+	k.server.Handler.(*httpapi.Handler).Flush()
+	records := k.audit.take()
+	if n := len(records); refused < 100 || n != 204-refused {
+		t.Errorf("%d records after %d requests were refused", n, refused)
+	}
+	if last := records[len(records)-1]; last.Suppressed != refused || last.Outcome != "unauthenticated" || last.Time.IsZero() {
+		t.Errorf("the last record is %+v, want %d suppressed", last, refused)
+	}
+}
+
+// Before it is clear who asks, nothing of a request is worth an answer of its own.
+func TestStrangersLearnNothing(t *testing.T) {
+	k := start(t, new(apitest.Memory), nil)
+	k.ask(t, "GET", "/v1/keys", "", "", api.TimeoutHeader, "soon").wants(t, 401, api.CodeUnauthenticated)
+	k.ask(t, "GET", "/v1/keys", adminToken, "", api.TimeoutHeader, "soon").wants(t, 400, api.CodeBadRequest)
+	k.ask(t, "GET", "/v1/keys/%00?x=1", "", "").wants(t, 401, api.CodeUnauthenticated)
+}
+
 func TestInFlightLimit(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	service := &apitest.Memory{Fail: func(context.Context, string, string) error {

@@ -46,6 +46,10 @@ type Limits struct {
 	Rate     float64       // requests per second of one principal; zero means no limit
 	Burst    int           // requests that may come at once under Rate; zero means a second's worth
 	Timeout  time.Duration // of a request; zero means 30 s
+	// Strangers is how many requests that nobody is recognised in are answered and
+	// written down at once; zero means 100. Then it is one a second, and the others are
+	// refused and counted.
+	Strangers int
 }
 
 // Config is what New needs. It is copied.
@@ -63,13 +67,14 @@ type Config struct {
 
 // Handler serves the API. Close it before waiting for requests to end.
 type Handler struct {
-	cfg      Config
-	mux      *http.ServeMux
-	document []byte // the OpenAPI document
-	origin   *http.CrossOriginProtection
-	rates    *rates
-	slots    chan struct{} // one token for each request in flight
-	streams  chan struct{} // one token for each event stream
+	cfg       Config
+	mux       *http.ServeMux
+	document  []byte // the OpenAPI document
+	origin    *http.CrossOriginProtection
+	rates     *rates
+	strangers *strangers
+	slots     chan struct{} // one token for each request in flight
+	streams   chan struct{} // one token for each event stream
 
 	closing   chan struct{} // closed by Close; ends the event streams
 	closeOnce sync.Once
@@ -92,14 +97,15 @@ func New(cfg Config) (*Handler, error) {
 		return nil, err
 	}
 	h := &Handler{
-		cfg:      cfg,
-		mux:      http.NewServeMux(),
-		document: document,
-		origin:   http.NewCrossOriginProtection(),
-		rates:    newRates(cfg.Limits.Rate, cfg.Limits.Burst),
-		slots:    make(chan struct{}, cfg.Limits.InFlight),
-		streams:  make(chan struct{}, cfg.Limits.Streams),
-		closing:  make(chan struct{}),
+		cfg:       cfg,
+		mux:       http.NewServeMux(),
+		document:  document,
+		origin:    http.NewCrossOriginProtection(),
+		strangers: newStrangers(cfg.Audit, cfg.Logger, cfg.Limits.Strangers, summaryPause),
+		rates:     newRates(cfg.Limits.Rate, cfg.Limits.Burst),
+		slots:     make(chan struct{}, cfg.Limits.InFlight),
+		streams:   make(chan struct{}, cfg.Limits.Streams),
+		closing:   make(chan struct{}),
 	}
 	h.register()
 	return h, nil
@@ -107,6 +113,10 @@ func New(cfg Config) (*Handler, error) {
 
 // Close ends the event streams. Other requests end by themselves.
 func (h *Handler) Close() { h.closeOnce.Do(func() { close(h.closing) }) }
+
+// Flush writes down what the audit log has not been told yet. Call it when no request
+// is left.
+func (h *Handler) Flush() { h.strangers.flush() }
 
 // methods are the handlers of one path.
 type methods map[string]http.HandlerFunc

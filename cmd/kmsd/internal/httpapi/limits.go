@@ -17,6 +17,9 @@ func (l Limits) withDefaults() Limits {
 	if l.Streams == 0 {
 		l.Streams = 64
 	}
+	if l.Strangers == 0 {
+		l.Strangers = strangerBurst
+	}
 	if l.Timeout == 0 {
 		l.Timeout = 30 * time.Second
 	}
@@ -26,8 +29,7 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// rates has a token bucket for each principal. Those who are not authenticated
-// share one. Principals come from configuration, so that there are few.
+// rates has a token bucket for each principal. Principals come from configuration, so that there are few.
 type rates struct {
 	limit rate.Limit
 	burst int
@@ -63,14 +65,7 @@ func (l *rates) take(principal string) error {
 		return nil
 	}
 	r.Cancel()
-	e := api.NewError(api.CodeRateLimited, "too many requests from "+describePrincipal(principal), nil)
+	e := api.NewError(api.CodeRateLimited, "too many requests from principal "+principal, nil)
 	e.RetryAfterMS = max(1, wait.Milliseconds())
 	return e
-}
-
-func describePrincipal(name string) string {
-	if name == "" {
-		return "clients that are not authenticated"
-	}
-	return "principal " + name
 }

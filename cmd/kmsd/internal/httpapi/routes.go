@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"reflect"
-	"slices"
 
 	"kmsd/kms/api"
 )
@@ -108,18 +107,6 @@ func routes() []*route {
 		on(about(post, "/v1/groups/{group}/members/{member}/recover", "group-admin", "Try now to bring a lost member back."), recoverMember),
 		on(events, follow),
 	}
-}
-
-// Actions lists what callers can be asked to be allowed, each once, in the order of
-// the routes.
-func Actions() []string {
-	var actions []string
-	for _, rt := range routes() {
-		if !slices.Contains(actions, rt.action) {
-			actions = append(actions, rt.action)
-		}
-	}
-	return actions
 }
 
 // publicRoute is a row that needs no principal: it tells nothing about keys.
