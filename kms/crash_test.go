@@ -1,12 +1,16 @@
 package kms_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"kmsd/internal/memdriver"
 	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/kms/catalog/catalogtest"
@@ -175,6 +179,112 @@ func TestMemberCrashAtEveryDriverStep(t *testing.T) {
 				if s.failures != nil {
 					t.Fatalf("two members were left, but: %v", errors.Join(s.failures...))
 				}
+				s.check()
+			})
+		})
+	}
+}
+
+// A member that freezes keeps what it was told to do, and does it when it wakes up
+// unless its driver was killed meanwhile.
+func TestMemberFreezesAtEveryDriverStep(t *testing.T) {
+	for _, frozen := range []time.Duration{5 * time.Second, 30 * time.Second} { // it is found silent, it is given up
+		for step, more := int64(1), true; more; step++ {
+			t.Run(fmt.Sprintf("for %v in step %d", frozen, step), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := &story{rig: newRig(t, 3)}
+					reached := s.interrupt(step, func(h *hsm) {
+						thawed := make(chan struct{})
+						time.AfterFunc(frozen, func() { close(thawed) })
+						h.driver().Script(memdriver.Fault{Hang: thawed})
+						<-thawed
+						h.driver().Clear()
+					})
+					s.mustStart()
+					defer s.stop()
+					began := time.Now()
+					s.tell()
+					if took := time.Since(began); took > 5*time.Second {
+						t.Errorf("the story took %v, want no more than the silence is noticed in", took)
+					}
+					more = reached()
+					if s.failures != nil {
+						t.Fatalf("two members were left, but: %v", errors.Join(s.failures...))
+					}
+					<-time.After(2 * frozen)
+					s.check()
+				})
+			})
+		}
+	}
+}
+
+func TestCallerLeavesAtEveryDriverStep(t *testing.T) {
+	for step, more := int64(1), true; more; step++ {
+		t.Run(fmt.Sprintf("step %d", step), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 3)
+				ctx, leave := context.WithCancel(t.Context())
+				defer leave()
+				reached := r.interrupt(step, func(*hsm) { leave() })
+				r.mustStart()
+				defer r.stop()
+				_, made := r.CreateMasterKey(ctx, "red", kms.KeyOptions{})
+				_, rotated := r.Rotate(ctx, "red")
+				_, destroyed := r.Destroy(ctx, "red", 0)
+				more = reached()
+				for _, err := range []error{made, rotated, destroyed} {
+					if err == nil || errors.Is(err, kms.ErrDeadline) || made != nil && errors.Is(err, kms.ErrNotFound) {
+						continue
+					}
+					t.Errorf("unexpected: %v", err)
+				}
+				r.wantConsistent()
+				if destroyed == nil {
+					return
+				}
+				// Whoever was left in doubt can ask, or do it again.
+				if _, err := r.CreateMasterKey(t.Context(), "red", kms.KeyOptions{}); err != nil && !errors.Is(err, kms.ErrExists) {
+					t.Errorf("creating it again: %v", err)
+				}
+				if key, err := r.Key(t.Context(), "red"); err != nil {
+					t.Errorf("the key: %v", err)
+				} else if key.State == kms.StateEnabled {
+					r.wantUnwrap("red", r.wrap("red"))
+				}
+				r.wantConsistent()
+			})
+		})
+	}
+}
+
+func TestCloseAtEveryDriverStep(t *testing.T) {
+	for step, more := int64(1), true; more; step++ {
+		t.Run(fmt.Sprintf("step %d", step), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &story{rig: newRig(t, 3)}
+				closed := make(chan error, 1)
+				begun := make(chan struct{})
+				begin := sync.OnceFunc(func() { close(begun) })
+				reached := s.interrupt(step, func(*hsm) { begin() })
+				s.mustStart()
+				go func() {
+					<-begun
+					closed <- s.Close()
+				}()
+				s.tell()
+				more = reached()
+				begin()
+				if err := <-closed; err != nil {
+					t.Fatal(err)
+				}
+				for _, err := range s.failures {
+					if !errors.Is(err, kms.ErrUnavailable) && !errors.Is(err, kms.ErrNotFound) {
+						t.Errorf("while it was closed: %v", err)
+					}
+				}
+				s.mustStart()
+				defer s.stop()
 				s.check()
 			})
 		})

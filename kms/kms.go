@@ -206,6 +206,9 @@ func detached[T any](ctx context.Context, k *KMS, work func(context.Context) (T,
 		defer cancel(nil)
 		defer context.AfterFunc(k.life, func() { cancel(errClosed) })()
 		value, err := work(ctx)
+		if err != nil && k.life.Err() != nil { // whatever the work has made of that
+			err = fmt.Errorf("%w: %v", errClosed, err)
+		}
 		done <- outcome{value, err}
 	}()
 	select {

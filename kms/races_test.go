@@ -110,6 +110,7 @@ func TestMemberThatCannotDestroyNowDoesItLater(t *testing.T) {
 		r := newRig(t, 3).mustStart()
 		defer r.stop()
 		r.create("shop")
+		synctest.Wait() // for the janitor's look around after that
 		r.hsms[1].driver().Script(memdriver.Fault{Call: memdriver.CallDestroy, Times: 1,
 			Err: &pluginproto.Error{Class: pluginproto.ClassBusy, CKR: 0xB1, Op: "opening a session"}})
 		if _, err := r.Destroy(t.Context(), "shop", 0); err != nil {
