@@ -93,6 +93,8 @@ type entry struct {
 	commonName string // of the certificate; "" when it does not matter
 }
 
+func (e *entry) expired() bool { return !e.expires.IsZero() && !time.Now().Before(e.expires) }
+
 // New reads the files.
 func New(cfg Config) (*Auth, error) {
 	a := &Auth{cfg: cfg, uid: os.Geteuid()}
@@ -173,7 +175,7 @@ func (a *Auth) byToken(s *state, token string) (Principal, error) {
 	if e == nil || subtle.ConstantTimeCompare(e.sum[:], sum[:]) != 1 {
 		return refuse("the token is not known")
 	}
-	if !e.expires.IsZero() && !time.Now().Before(e.expires) {
+	if e.expired() {
 		return refuse("the token of %s expired at %s", e.name, e.expires.Format(time.RFC3339))
 	}
 	return a.principal(e.identity)
@@ -217,6 +219,9 @@ func (a *Auth) Allow(p Principal, action, key string) bool {
 	e := a.state.Load().entries[p.identity]
 	if e == nil {
 		return false // removed since
+	}
+	if e.expired() {
+		return false
 	}
 	for _, r := range e.rules {
 		if r.allows(action, key) {

@@ -141,11 +141,15 @@ func TestTokenExpiresInUse(t *testing.T) {
 	token, hash := auth.NewToken()
 	synctest.Test(t, func(t *testing.T) {
 		at := time.Now().Add(time.Minute).UTC()
-		a := mustNew(t, files(t, fmt.Sprintf("tokens: [{name: a, sha256: %s, policies: [p], expires: %s}]", hash, at.Format(time.RFC3339)), "policies: {p: []}"))
-		if _, err := a.Authenticate(t.Context(), auth.Credentials{Token: token}); err != nil {
-			t.Error(err)
+		a := mustNew(t, files(t, fmt.Sprintf("tokens: [{name: a, sha256: %s, policies: [p], expires: %s}]", hash, at.Format(time.RFC3339)), "policies: {p: [{actions: [group-read]}]}"))
+		p, err := a.Authenticate(t.Context(), auth.Credentials{Token: token})
+		if err != nil || !p.May("group-read", "") {
+			t.Error(p, err)
 		}
 		<-time.After(time.Minute)
+		if p.May("group-read", "") {
+			t.Error("who came in before the expiry may stay")
+		}
 		if _, err := a.Authenticate(t.Context(), auth.Credentials{Token: token}); !errors.Is(err, api.ErrUnauthenticated) {
 			t.Errorf("at its expiry: %v", err)
 		}

@@ -30,14 +30,9 @@ func follow(_ context.Context, c *call, _ none) (eventStream, error) {
 // serveStream writes events until the client goes, the handler closes or the
 // service ends them.
 func (h *Handler) serveStream(c *call, s eventStream, w http.ResponseWriter, r *http.Request) {
-	var err error
-	select {
-	case h.streams <- struct{}{}:
-		defer func() { <-h.streams }()
-	default:
-		limited := api.NewError(api.CodeRateLimited, "too many event streams are open", nil)
-		limited.RetryAfterMS = 1000
-		err = limited
+	err := h.streams.enter(c.caller.Name())
+	if err == nil {
+		defer h.streams.leave(c.caller.Name())
 	}
 	if e := h.audit(r.Context(), c, err); e != nil {
 		h.refuse(w, e)
@@ -57,16 +52,18 @@ func (h *Handler) serveStream(c *call, s eventStream, w http.ResponseWriter, r *
 	if !out.comment("events from now on") {
 		return
 	}
+	// A stream may outlive the token that has opened it.
+	allowed := func() bool { return c.may(c.record.Action, "") }
 	beat := time.NewTicker(h.cfg.Heartbeat)
 	defer beat.Stop()
 	for {
 		select {
 		case e, ok := <-arrived:
-			if !ok || !out.event(e) {
+			if !ok || !allowed() || s.show(e) && !out.event(e) {
 				return
 			}
 		case <-beat.C:
-			if !out.comment("alive") {
+			if !allowed() || !out.comment("alive") {
 				return
 			}
 		case <-h.closing:
@@ -86,9 +83,6 @@ func pump(ctx context.Context, s eventStream) (<-chan api.Event, <-chan struct{}
 		defer close(ended)
 		defer close(arrived)
 		for e := range events {
-			if !s.show(e) {
-				continue
-			}
 			select {
 			case arrived <- e:
 			case <-ctx.Done():

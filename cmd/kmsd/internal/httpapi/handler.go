@@ -41,11 +41,12 @@ type Service interface {
 
 // Limits keep one client from taking everything. The zero value has sane ones.
 type Limits struct {
-	InFlight int           // requests being served at once; zero means 4096
-	Streams  int           // event streams at once; zero means 64
-	Rate     float64       // requests per second of one principal; zero means no limit
-	Burst    int           // requests that may come at once under Rate; zero means a second's worth
-	Timeout  time.Duration // of a request; zero means 30 s
+	InFlight    int           // requests being served at once; zero means 4096
+	Streams     int           // event streams at once; zero means 64
+	StreamsEach int           // event streams of one principal; zero means a quarter of Streams
+	Rate        float64       // requests per second of one principal; zero means no limit
+	Burst       int           // requests that may come at once under Rate; zero means a second's worth
+	Timeout     time.Duration // of a request; zero means 30 s
 	// Strangers is how many requests that nobody is recognised in are answered and
 	// written down at once; zero means 100. Then it is one a second, and the others are
 	// refused and counted.
@@ -74,7 +75,7 @@ type Handler struct {
 	rates     *rates
 	strangers *strangers
 	slots     chan struct{} // one token for each request in flight
-	streams   chan struct{} // one token for each event stream
+	streams   *streams
 
 	closing   chan struct{} // closed by Close; ends the event streams
 	closeOnce sync.Once
@@ -104,7 +105,7 @@ func New(cfg Config) (*Handler, error) {
 		strangers: newStrangers(cfg.Audit, cfg.Logger, cfg.Limits.Strangers, summaryPause),
 		rates:     newRates(cfg.Limits.Rate, cfg.Limits.Burst),
 		slots:     make(chan struct{}, cfg.Limits.InFlight),
-		streams:   make(chan struct{}, cfg.Limits.Streams),
+		streams:   newStreams(cfg.Limits.Streams, cfg.Limits.StreamsEach),
 		closing:   make(chan struct{}),
 	}
 	h.register()

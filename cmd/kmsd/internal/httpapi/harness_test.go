@@ -36,6 +36,7 @@ const (
 	adminToken  = "token-of-admin"
 	nobodyToken = "token-of-nobody"
 	shopToken   = "token-of-shop"
+	groupToken  = "token-of-group"
 )
 
 // caller is a name and what it may do.
@@ -60,6 +61,8 @@ func (tokens) Authenticate(_ context.Context, cr httpapi.Credentials) (httpapi.C
 		return caller{"nobody", func(string, string) bool { return false }}, nil
 	case cr.Token == shopToken:
 		return caller{"shop", func(_, key string) bool { return len(key) >= 5 && key[:5] == "shop-" }}, nil
+	case cr.Token == groupToken:
+		return caller{"group", func(action, _ string) bool { return action == "group-read" }}, nil
 	case cr.Certificate != nil:
 		return caller{"cert:" + cr.Certificate.Subject.CommonName, all}, nil
 	case cr.PeerUID >= 0:

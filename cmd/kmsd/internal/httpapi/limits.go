@@ -17,6 +17,9 @@ func (l Limits) withDefaults() Limits {
 	if l.Streams == 0 {
 		l.Streams = 64
 	}
+	if l.StreamsEach == 0 {
+		l.StreamsEach = max(1, l.Streams/4)
+	}
 	if l.Strangers == 0 {
 		l.Strangers = strangerBurst
 	}
@@ -68,4 +71,46 @@ func (l *rates) take(principal string) error {
 	e := api.NewError(api.CodeRateLimited, "too many requests from principal "+principal, nil)
 	e.RetryAfterMS = max(1, wait.Milliseconds())
 	return e
+}
+
+// streams counts the event streams that are open.
+type streams struct {
+	most, mostEach int
+
+	mu   sync.Mutex     // guards the rest
+	open int            // in all
+	each map[string]int // :: principal → open
+}
+
+func newStreams(most, each int) *streams {
+	return &streams{most: most, mostEach: each, each: make(map[string]int)}
+}
+
+// enter counts one stream in; leave must follow unless there is an error.
+func (s *streams) enter(principal string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	message := ""
+	switch {
+	case s.open >= s.most:
+		message = "too many event streams are open"
+	case s.each[principal] >= s.mostEach:
+		message = "too many event streams of principal " + principal + " are open"
+	default:
+		s.open++
+		s.each[principal]++
+		return nil
+	}
+	e := api.NewError(api.CodeRateLimited, message, nil)
+	e.RetryAfterMS = 1000
+	return e
+}
+
+func (s *streams) leave(principal string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.each[principal]--; s.each[principal] == 0 {
+		delete(s.each, principal)
+	}
 }

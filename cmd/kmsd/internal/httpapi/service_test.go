@@ -2,9 +2,12 @@ package httpapi_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -103,6 +106,60 @@ func TestReady(t *testing.T) {
 	if a := k.ask(t, "GET", "/livez", "", ""); a.status != 200 {
 		t.Errorf("GET /livez: %d %s", a.status, a.body)
 	}
+}
+
+// One principal cannot take every event stream from the others.
+func TestStreamsAreLimitedForEachPrincipal(t *testing.T) {
+	service := new(apitest.Memory)
+	k := start(t, service, func(c *httpapi.Config) { c.Limits.Streams, c.Limits.StreamsEach = 2, 1 })
+	watch(t, k, adminToken)
+	e := k.ask(t, "GET", "/v1/events", adminToken, "").wants(t, 429, api.CodeRateLimited)
+	if e.RetryAfterMS == 0 || !strings.Contains(e.Message, "principal admin") {
+		t.Errorf("%+v", e)
+	}
+	watch(t, k, groupToken)
+}
+
+// A stream ends when its principal may not watch any more.
+func TestAStreamEndsWithThePermission(t *testing.T) {
+	var revoked atomic.Bool
+	k := start(t, new(apitest.Memory), func(c *httpapi.Config) {
+		c.Heartbeat = time.Millisecond
+		c.Auth = oneCaller{caller{"watcher", func(string, string) bool { return !revoked.Load() }}}
+	})
+	body := watch(t, k, "any")
+	revoked.Store(true)
+	if _, err := io.Copy(io.Discard, body); err != nil { // to its end
+		t.Errorf("reading the stream: %v", err)
+	}
+}
+
+// oneCaller is everybody.
+type oneCaller struct{ caller }
+
+func (o oneCaller) Authenticate(context.Context, httpapi.Credentials) (httpapi.Caller, error) {
+	return o.caller, nil
+}
+
+// watch opens a stream of events until the test ends, and returns when it is open.
+func watch(t *testing.T, k *kmsd, token string) io.Reader {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	t.Cleanup(cancel)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.addr+"/v1/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := k.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("opening a stream: %s", resp.Status)
+	}
+	return resp.Body
 }
 
 // Event streams end when the server shuts down, long before their clients would.
