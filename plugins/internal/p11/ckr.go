@@ -117,8 +117,7 @@ var permanentCKR = map[uint]string{ // :: return value → what to do about it
 }
 
 // gone holds the answers which may mean that the session, the login or a handle
-// no longer exists. OPERATION_ACTIVE is among them because a session that some
-// failure left half way through an operation can only be replaced.
+// no longer exists, or that the session can no longer be used.
 var gone = map[uint]bool{
 	pkcs11.CKR_SESSION_CLOSED:           true,
 	pkcs11.CKR_SESSION_HANDLE_INVALID:   true,
@@ -140,6 +139,13 @@ var errEpoch = errors.New("the connection to the token was made anew")
 func isGone(err error) bool {
 	ckr, ok := ckrOf(err)
 	return ok && gone[ckr] || errors.Is(err, errEpoch)
+}
+
+// isUnfit reports whether err shows that a session is no use although it lives: one
+// that some failure left half way through an operation can only be replaced.
+func isUnfit(err error) bool {
+	ckr, _ := ckrOf(err)
+	return ckr == pkcs11.CKR_OPERATION_ACTIVE
 }
 
 // ckrOf finds the return value in an error. crypto11 wraps with a library that

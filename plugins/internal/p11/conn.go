@@ -138,7 +138,7 @@ func (c *conn) makeSessionKeys(d *domain) (err error) {
 // keys are there.
 func (c *conn) alive() bool {
 	for _, h := range append([]pkcs11.SessionHandle{c.keeper}, c.workers...) {
-		if !c.loggedIn(h) {
+		if c.loggedIn(h) != nil {
 			return false
 		}
 	}
@@ -150,9 +150,13 @@ func (c *conn) alive() bool {
 	return true
 }
 
-func (c *conn) loggedIn(h pkcs11.SessionHandle) bool {
+// loggedIn returns why a session is not known to be logged in.
+func (c *conn) loggedIn(h pkcs11.SessionHandle) error {
 	info, err := c.lib.GetSessionInfo(h)
-	return err == nil && info.State == pkcs11.CKS_RW_USER_FUNCTIONS
+	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return err
 }
 
 // close gives everything back. Errors are of no use to anybody: either the

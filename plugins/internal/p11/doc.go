@@ -19,7 +19,9 @@
 // Every call into the library runs on a worker of a lane, never on the caller's
 // goroutine, so a context that ends frees its caller at once while the C call runs
 // on. There are four lanes: fast (secret keys, random), slow (key pairs), probe,
-// and rare (key management). Each worker owns one session.
+// and rare (key management). Each worker owns one session. A probe ends only when
+// no command of the fast and slow lanes has been running for long, so a library that
+// hangs in one session cannot pass for a sound one by answering in another.
 //
 // # One lock
 //
@@ -34,7 +36,7 @@
 //
 // A return value that means "your session, login or handle is gone" makes the
 // worker look whether the session is alive. If it is, only the cached handle was
-// stale. If not, one worker builds the whole connection anew (library, login,
+// stale. If not, or if an operation is stuck in it, one worker builds the whole connection anew (library, login,
 // sessions, session objects, handles) while the others wait, and the call is tried
 // again. If the connection cannot be made the driver is finished and
 // says so to every later call; the process is meant to be replaced.

@@ -240,7 +240,7 @@ func attempt[T any](d *Driver, worker int, f func(*session) (T, error)) (T, erro
 		if tries == maxTries {
 			return zero, lost(err)
 		}
-		if err := d.revive(s.c); err != nil {
+		if err := d.revive(s.c, err); err != nil {
 			return zero, err
 		}
 	}
@@ -258,15 +258,15 @@ func (d *Driver) session(worker int) (*session, error) {
 	return &session{d: d, c: d.conn, h: d.conn.workers[worker]}, nil
 }
 
-// revive makes the connection c anew if it is dead. One worker does it; the
-// others wait for the lock and find it done.
-func (d *Driver) revive(c *conn) error {
+// revive makes the connection c anew if it is dead or was found unfit. One worker
+// does it; the others wait for the lock and find it done.
+func (d *Driver) revive(c *conn, found error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.conn != c {
 		return nil // somebody was here first; session says how it went
 	}
-	if c.alive() {
+	if !isUnfit(found) && c.alive() {
 		c.forget() // only a cached handle was stale
 		return nil
 	}

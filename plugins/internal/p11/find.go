@@ -17,10 +17,19 @@ import (
 // findChunk is how many handles one C_FindObjects is asked for.
 const findChunk = 256
 
-// find returns the objects that match a template. The session is looked at
-// afterwards: without a login a library shows private objects to nobody and says
-// CKR_OK, and an absence seen that way is not one.
-func (s *session) find(template ...*pkcs11.Attribute) (_ []pkcs11.ObjectHandle, err error) {
+// find returns the objects that match a template. That there are none has to be seen
+// twice: a database that is told so makes a new key and loses its data.
+func (s *session) find(template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	all, err := s.findOnce(template...)
+	if err == nil && len(all) == 0 {
+		all, err = s.findOnce(template...)
+	}
+	return all, err
+}
+
+// findOnce looks at the session afterwards: without a login a library shows private
+// objects to nobody and says CKR_OK, and an absence seen that way is not one.
+func (s *session) findOnce(template ...*pkcs11.Attribute) (_ []pkcs11.ObjectHandle, err error) {
 	const op = "looking for objects"
 	if err := s.c.lib.FindObjectsInit(s.h, template); err != nil {
 		return nil, fail(op, err)
@@ -30,8 +39,8 @@ func (s *session) find(template ...*pkcs11.Attribute) (_ []pkcs11.ObjectHandle, 
 		if err == nil {
 			err = fail(op, ferr)
 		}
-		if err == nil && !s.c.loggedIn(s.h) {
-			err = fail(op, pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN))
+		if err == nil {
+			err = fail(op, s.c.loggedIn(s.h))
 		}
 	}()
 	var all []pkcs11.ObjectHandle
@@ -78,7 +87,12 @@ func (o *halves) whole() bool {
 
 // objects returns what the token holds under an identity.
 func (s *session) objects(id pluginproto.KeyID) (halves, error) {
-	handles, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+	return s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+}
+
+// gather finds objects and sorts them.
+func (s *session) gather(template ...*pkcs11.Attribute) (halves, error) {
+	handles, err := s.find(template...)
 	if err != nil {
 		return halves{}, err
 	}

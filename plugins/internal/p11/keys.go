@@ -157,15 +157,19 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 }
 
 // claim makes sure that nothing is on the token under an identity. What an
-// earlier attempt of the same call left there is removed.
+// earlier attempt of the same call left there, or in the session, is removed.
 func (s *session) claim(op string, id pluginproto.KeyID, ours *bool) error {
 	return s.write(func() error {
+		if *ours {
+			o, err := s.gather(pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+			if err != nil {
+				return err
+			}
+			return s.destroy(o)
+		}
 		o, err := s.objects(id)
 		if err != nil {
 			return err
-		}
-		if *ours {
-			return s.destroy(o)
 		}
 		if n := len(o.all()); n > 0 {
 			return pluginproto.Errorf(pluginproto.ClassCaller, op, "the identity is taken: %d objects on the token have it", n)
@@ -183,22 +187,12 @@ func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, er
 		if err := s.generateWith(spec); err != nil {
 			return fail(op, err)
 		}
-		handles, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
-		if err != nil {
-			return err
-		}
-		for _, h := range handles {
-			class, err := s.attributes(h, pkcs11.CKA_CLASS)
-			if err != nil {
-				return err
-			}
-			made.add(ulong(class[0]), h)
-		}
-		if !made.whole() {
+		made, err = s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
+		if err == nil && !made.whole() {
 			_ = s.destroy(made)
-			return pluginproto.Errorf(pluginproto.ClassMember, op, "the token made %d objects", len(handles))
+			err = pluginproto.Errorf(pluginproto.ClassMember, op, "the token made %d objects", len(made.all()))
 		}
-		return nil
+		return err
 	})
 	return made, err
 }

@@ -3,6 +3,8 @@ package p11
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"kmsd/pluginproto"
 )
@@ -11,42 +13,65 @@ import (
 // Its length bounds both the calls inside the library and the goroutines that
 // stay behind when callers give up.
 type lane struct {
-	jobs chan *job
-	quit <-chan struct{} // closed when the driver closes
+	jobs    chan *job
+	quit    <-chan struct{}       // closed when the driver closes
+	current []atomic.Pointer[job] // what each worker is at; nil: nothing
 }
 
 // queued is how many jobs wait in a lane before callers wait to hand theirs in.
 const queued = 64
 
 type job struct {
-	ctx  context.Context
-	run  func(worker int) error
-	done chan error // buffered, so that a worker never waits for a caller
+	ctx   context.Context
+	run   func(worker int) error
+	began time.Time     // when a worker took it
+	done  chan struct{} // closed when it has run
+	err   error         // how it ended; read after done
 }
 
 // newLane starts n workers, numbered from first on. They end when quit is closed
 // and belong to wg.
 func newLane(wg *sync.WaitGroup, quit <-chan struct{}, first, n int) *lane {
-	l := &lane{jobs: make(chan *job, queued), quit: quit}
+	l := &lane{jobs: make(chan *job, queued), quit: quit, current: make([]atomic.Pointer[job], n)}
 	for i := range n {
-		wg.Go(func() { l.work(first + i) })
+		wg.Go(func() { l.work(first+i, &l.current[i]) })
 	}
 	return l
 }
 
-func (l *lane) work(worker int) {
+func (l *lane) work(worker int, current *atomic.Pointer[job]) {
 	for {
 		select {
 		case <-l.quit:
 			return
 		case j := <-l.jobs:
-			if err := j.ctx.Err(); err != nil {
-				j.done <- err // its caller is gone; do not burden the token
-				continue
+			if j.err = j.ctx.Err(); j.err == nil { // else its caller is gone; do not burden the token
+				j.began = time.Now()
+				current.Store(j)
+				j.err = j.run(worker)
+				current.Store(nil)
 			}
-			j.done <- j.run(worker)
+			close(j.done)
 		}
 	}
+}
+
+// settle waits until no job is running that was begun before a moment.
+func (l *lane) settle(ctx context.Context, before time.Time) error {
+	for i := range l.current {
+		j := l.current[i].Load()
+		if j == nil || !j.began.Before(before) {
+			continue
+		}
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.quit:
+			return errClosed()
+		}
+	}
+	return nil
 }
 
 // do runs f on a worker and returns when it has run or ctx has ended. In the
@@ -55,7 +80,7 @@ func (l *lane) do(ctx context.Context, f func(worker int) error) error {
 	if l == nil {
 		return pluginproto.Errorf(pluginproto.ClassMember, "calling the driver", "it has not been opened")
 	}
-	j := &job{ctx: ctx, run: f, done: make(chan error, 1)}
+	j := &job{ctx: ctx, run: f, done: make(chan struct{})}
 	select {
 	case l.jobs <- j:
 	case <-ctx.Done():
@@ -64,8 +89,8 @@ func (l *lane) do(ctx context.Context, f func(worker int) error) error {
 		return errClosed()
 	}
 	select {
-	case err := <-j.done:
-		return err
+	case <-j.done:
+		return j.err
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-l.quit:
