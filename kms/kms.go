@@ -105,7 +105,10 @@ func (k *KMS) load(ctx context.Context) error {
 			continue // it is taken back when the group is there again
 		}
 		if _, err := k.catalog.Abandon(ctx, in, g.Names()); err != nil {
-			return fmt.Errorf("taking back what a crash has left: %w", err)
+			// A full disk keeps nobody from unwrapping; the janitor tries again.
+			k.log.Warn("what a crash has left is still to be taken back", "key", in.Key, "version", in.Version, "error", err)
+			g.janitor.suspect(in.Key)
+			continue
 		}
 		k.log.Info("took back what a crash has left", "key", in.Key, "version", in.Version, "group", in.Group)
 	}

@@ -16,6 +16,7 @@ import (
 	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/kms/catalog"
+	"kmsd/kms/catalog/catalogtest"
 	"kmsd/pluginproto"
 )
 
@@ -162,6 +163,7 @@ type flaky struct {
 	catalog.Store
 	mu            sync.Mutex
 	before, after int // the write, counted from 1, that fails on that side
+	full          bool
 	writes        int
 }
 
@@ -169,7 +171,7 @@ func (f *flaky) Apply(ctx context.Context, changes ...catalog.Record) (uint64, e
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.writes++
-	if f.writes == f.before {
+	if f.writes == f.before || f.full {
 		return 0, errors.New("no space left on device")
 	}
 	rev, err := f.Store.Apply(ctx, changes...)
@@ -399,6 +401,46 @@ func TestMemberThatIsFullIsNotAskedForEveryKey(t *testing.T) {
 			t.Errorf("a member without room was asked %d times in a minute, want a few", n)
 		}
 		r.hsms[2].driver().Clear()
+		r.wantConsistent()
+	})
+}
+
+func TestStartWithAFullDiskAndWithoutMembersAfterACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3)
+		crashing := catalogtest.NewCrasher(r.disk.Reopen(), 0)
+		if err := r.start(crashing); err != nil {
+			t.Fatal(err)
+		}
+		r.create("old")
+		wrapped := r.wrap("old")
+		r.hsms[1].step = func(*hsm) { crashing.Crash() } // while it takes its copy
+		if _, err := r.CreateMasterKey(t.Context(), "half", kms.KeyOptions{}); err == nil {
+			t.Fatal("a key was made across the crash")
+		}
+		r.hsms[1].step = nil
+		r.stop()
+		for _, h := range r.hsms {
+			h.leave()
+		}
+
+		store := &flaky{Store: r.disk.Reopen(), full: true}
+		if err := r.start(store); err != nil {
+			t.Fatalf("starting with a full disk: %v", err)
+		}
+		defer r.stop()
+		for _, h := range r.hsms {
+			h.come()
+		}
+		r.wantStates(active, active, active)
+		r.wantUnwrap("old", wrapped)
+		_, err := r.CreateMasterKey(t.Context(), "new", kms.KeyOptions{})
+		wantError(t, err, kms.ErrInternal, "no space left on device")
+		store.mu.Lock()
+		store.full = false
+		store.mu.Unlock()
+		r.wantConsistent()
+		r.create("half")
 		r.wantConsistent()
 	})
 }
