@@ -252,6 +252,11 @@ func (k *KMS) do(ctx context.Context, key *key, i int, cmd pluginproto.Command) 
 // doElsewhere asks one member after the other, but for the one whose answer was
 // that it has not got the key.
 func (k *KMS) doElsewhere(ctx context.Context, g *keyGroup, key *key, i int, cmd pluginproto.Command, err error) (pluginproto.Result, error) {
+	if now, missing := k.ring.get(key.rec.Name); missing == nil { // it may just have been destroyed
+		if err := now.usable(i); err != nil {
+			return pluginproto.Result{}, err
+		}
+	}
 	tried := k.lacks(g, key, i, err)
 	for _, m := range g.InStep() {
 		if m.Name() == tried {

@@ -270,3 +270,28 @@ func TestNoSecretInTheLog(t *testing.T) {
 		t.Error("the log does not tell that a key was made")
 	}
 }
+
+func TestKeyIsDestroyedWhileItUnwraps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		r.create("shop")
+		wrapped := r.wrap("shop")
+		for _, h := range r.hsms {
+			h.driver().Script(memdriver.Fault{Call: memdriver.CallDo, Op: pluginproto.OpDecrypt, Delay: time.Second})
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := r.Unwrap(t.Context(), "shop", wrapped, []byte("aad"))
+			done <- err
+		}()
+		synctest.Wait()
+		if _, err := r.Destroy(t.Context(), "shop", 0); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, <-done, kms.ErrState, "version 1 of key shop is destroyed")
+		if strings.Contains(r.log.String(), "lost a key") {
+			t.Error("the log says that a member has lost the key")
+		}
+	})
+}
