@@ -157,3 +157,36 @@ func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 		}
 	})
 }
+
+func TestAWatcherThatWasStoppedItselfBlamesNobody(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		looked time.Duration // since the last look
+		want   api.MemberState
+	}{
+		{"it looked a moment ago", 100 * time.Millisecond, api.MemberDown},
+		{"it was stopped for longer than a command may take", 30 * time.Second, api.MemberActive},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				g.ctx = t.Context()
+				m := g.members[0]
+				l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+				m.link, m.state = l, api.MemberActive
+				l.probing, l.due = true, 1
+				l.looked, l.owes = time.Now().Add(-c.looked), time.Now().Add(-25*time.Second)
+				g.look(l)
+				if m.state != c.want {
+					t.Errorf("the member is %s (%s), want %s", m.state, m.reason, c.want)
+				}
+			})
+		})
+	}
+}
+
+// noConn is a connection that nobody calls.
+type noConn struct{ Conn }

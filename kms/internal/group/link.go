@@ -69,6 +69,7 @@ type link struct {
 	load     int       // their cost, and that of rare calls
 	owes     time.Time // since when no answer came though one is due; zero: none is due
 	due      int       // calls of any kind that have not returned
+	looked   time.Time // when its watcher last looked
 	heard    time.Time // last answer of any kind
 	good     time.Time // last success of a command or probe
 	silentAt time.Time // when the last stint ended
@@ -94,7 +95,7 @@ func (g *Group) newLink(m *member, conn Conn, token pluginproto.TokenInfo) *link
 		m: m, conn: conn, token: token,
 		again:  make(chan struct{}, 1),
 		writes: make(chan struct{}, 1),
-		heard:  now, good: now,
+		looked: now, heard: now, good: now,
 	}
 	l.ctx, l.cancel = context.WithCancelCause(g.ctx)
 	l.stint = newStint(l)
@@ -176,6 +177,12 @@ func (g *Group) bid(l *link) {
 func (g *Group) look(l *link) {
 	now := time.Now()
 	g.mu.Lock()
+	if now.Sub(l.looked) >= g.cfg.ProbeInterval/2 && !l.owes.IsZero() {
+		// It is this process that was stopped, or starved of time, and the answer may
+		// be waiting to be read.
+		l.owes = now
+	}
+	l.looked = now
 	var owed time.Duration
 	if !l.owes.IsZero() {
 		owed = now.Sub(l.owes)
