@@ -33,6 +33,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"kmsd/cmd/kmsd/internal/owned"
 )
 
 // syncInterval is how often the log is forced to the disk, if there is news.
@@ -128,6 +130,8 @@ func openFile(path string) (_ *os.File, err error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, errors.New("it is not a regular file")
+	case !owned.ByUs(info):
+		return nil, errors.New("it belongs to another user, who could alter it (chown it to the user of kmsd)")
 	case info.Mode().Perm()&0o022 != 0:
 		return nil, fmt.Errorf("its mode is %04o, but nobody but its owner may write it (chmod go-w)", info.Mode().Perm())
 	}

@@ -412,3 +412,19 @@ func BenchmarkWrite(b *testing.B) {
 		})
 	}
 }
+
+func TestALogOfAnotherUserIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(path, 65534, 65534); (err == nil) != (os.Geteuid() == 0) {
+		t.Fatal(err) // only root can give a file away
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	if _, err := audit.Open(path); err == nil || !strings.Contains(err.Error(), "belongs to another user") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -121,6 +121,19 @@ func TestFilesAreRefused(t *testing.T) {
 	}
 }
 
+func TestFilesOfAnotherUserAreRefused(t *testing.T) {
+	for _, name := range []string{"tokens.yaml", "policies.yaml"} {
+		cfg := files(t, "tokens: []", "policies: {p: []}")
+		path := filepath.Join(filepath.Dir(cfg.Tokens), name)
+		if err := os.Chown(path, 65534, 65534); (err == nil) != (os.Geteuid() == 0) {
+			t.Fatal(err) // only root can give a file away
+		}
+		if _, err := auth.New(cfg); os.Geteuid() == 0 && (err == nil || !strings.Contains(err.Error(), name+": it belongs to another user")) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestEmptyFilesAndNoFilesAreNobody(t *testing.T) {
 	for _, cfg := range []auth.Config{{}, files(t, "", ""), files(t, "# none yet\n", "# none yet\n")} {
 		a := mustNew(t, cfg)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"go.yaml.in/yaml/v3"
+
+	"kmsd/cmd/kmsd/internal/owned"
 )
 
 // Limits of the files.
@@ -95,6 +97,8 @@ func readFile(path string, forbidden os.FileMode, who string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, errors.New("it is not a regular file")
+	case !owned.ByUs(info):
+		return nil, errors.New("it belongs to another user, who could let anybody in (chown it to root or the user of kmsd)")
 	case info.Mode().Perm()&forbidden != 0:
 		return nil, fmt.Errorf("its mode is %04o, but %s (chmod %04o)", info.Mode().Perm(), who, info.Mode().Perm()&^forbidden)
 	}

@@ -289,6 +289,24 @@ func TestAConfigurationThatAnybodyCanChangeIsRefused(t *testing.T) {
 	}
 }
 
+func TestAConfigurationOfAnotherUserIsRefused(t *testing.T) {
+	f := newFixture(t)
+	path := f.file(t, sound)
+	giveAway(t, path)
+	_, err := config.Load(path, config.Options{Environ: []string{"KMSD_PIN_B=pin"}})
+	if os.Geteuid() == 0 && !strings.Contains(fmt.Sprint(err), "kmsd.yaml:1: it belongs to another user") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// giveAway makes a file another user's. Only root can do that.
+func giveAway(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Chown(path, 65534, 65534); (err == nil) != (os.Geteuid() == 0) {
+		t.Fatalf("giving %s away: %v", path, err)
+	}
+}
+
 func TestMembersAreLimited(t *testing.T) {
 	f := newFixture(t)
 	var b strings.Builder

@@ -3,18 +3,22 @@ package config
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/providers/posflag"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"kmsd/cmd/kmsd/internal/owned"
 )
 
 // Options are what a configuration depends on beside its file.
@@ -62,11 +66,7 @@ func Load(path string, opts Options) (*Config, error) {
 // also returns the configuration, as far as it can be read, or nil. It must not be
 // used but for [Config.Sound] and to say where further faults are.
 func Inspect(path string, opts Options) (*Config, error) {
-	text, err := readFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", plain(err))
-	}
-	info, err := os.Stat(path)
+	text, info, err := readConfig(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", plain(err))
 	}
@@ -78,8 +78,11 @@ func Inspect(path string, opts Options) (*Config, error) {
 		opts.Environ = os.Environ()
 	}
 	cfg, c := decode(path, text, opts)
-	if info.Mode().Perm()&0o002 != 0 { // it names programs that are run
+	switch { // it names programs that are run
+	case info.Mode().Perm()&0o002 != 0:
 		c.add("", "mode %04o lets anybody change it; chmod 600 it", info.Mode().Perm())
+	case !owned.ByUs(info):
+		c.add("", "it belongs to another user; chown it to root or the user of kmsd")
 	}
 	if cfg != nil {
 		resolve(reflect.ValueOf(cfg).Elem(), dir)
@@ -90,6 +93,22 @@ func Inspect(path string, opts Options) (*Config, error) {
 		cfg.origins, cfg.faults = c.origins, c.faults
 	}
 	return cfg, err
+}
+
+// readConfig reads a file, and looks at the one that it has read: the name may be
+// another's in the next moment.
+func readConfig(path string) (_ []byte, _ fs.FileInfo, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would block
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	return text, info, err
 }
 
 func readFile(path string) ([]byte, error) {

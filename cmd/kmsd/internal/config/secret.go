@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"kmsd/cmd/kmsd/internal/owned"
 )
 
 const (
@@ -74,7 +76,7 @@ func readPrivate(path string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, plain(err)
 	}
-	if link.Mode()&fs.ModeSymlink != 0 && !ours(link) {
+	if link.Mode()&fs.ModeSymlink != 0 && !owned.ByUs(link) {
 		return nil, fmt.Errorf("%s is a symbolic link that belongs to another user", path)
 	}
 	// Not blocking: a named pipe would hold the caller for ever.
@@ -89,7 +91,7 @@ func readPrivate(path string, limit int64) ([]byte, error) {
 		return nil, plain(err)
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
-	case !ours(info):
+	case !owned.ByUs(info):
 		return nil, fmt.Errorf("%s belongs to another user; chown it to the user of kmsd", path)
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("mode %04o lets others at %s; chmod 600 it", info.Mode().Perm(), path)
@@ -102,12 +104,6 @@ func readPrivate(path string, limit int64) ([]byte, error) {
 		return nil, plain(err)
 	}
 	return b, nil
-}
-
-// ours tells whether a file belongs to root or to this process.
-func ours(info fs.FileInfo) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
 // runSecret runs a program that prints a secret. What it says on stderr is not

@@ -35,6 +35,7 @@ import (
 	"syscall"
 
 	"kmsd/cmd/kmsd/internal/auth"
+	"kmsd/cmd/kmsd/internal/owned"
 )
 
 const defaultMembers = 3
@@ -82,6 +83,9 @@ func Prepare(ctx context.Context, opts Options) (_ *Site, err error) {
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making %s: %w", dir, err)
+	}
+	if err := checkDir(dir); err != nil {
+		return nil, err
 	}
 	s := &Site{Dir: dir, Config: filepath.Join(dir, "kmsd.yaml"), opts: opts}
 	if s.lock, err = lockDir(dir); err != nil {
@@ -225,6 +229,21 @@ func (s *Site) Close() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
+}
+
+// checkDir refuses a directory in which others could exchange a file for theirs.
+func checkDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", dir, err)
+	}
+	switch {
+	case !owned.ByUs(info):
+		return fmt.Errorf("%s belongs to another user; use another --dir", dir)
+	case info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("mode %04o lets anybody change what is in %s; chmod 700 it, or use another --dir", info.Mode().Perm(), dir)
+	}
+	return nil
 }
 
 // lockDir claims a directory for this process; the claim ends with it.

@@ -293,3 +293,19 @@ func TestPrepareRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestADirectoryOfOthersIsRefused(t *testing.T) {
+	opts := newOptions(t)
+	if err := os.Mkdir(opts.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(opts.Dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dev.Prepare(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "mode 0777 lets anybody change what is in ") {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(opts.Dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+}
