@@ -99,13 +99,16 @@ func again(q question, f *failure) bool {
 	}
 }
 
+// maxRetryAfter bounds the pause that a server may ask for.
+const maxRetryAfter = time.Minute
+
 // delay is a random part of 50 ms, 100 ms, 200 ms and so on, up to 2 s, but no less
-// than what the server asks for.
+// than what the server asks for, within reason.
 func delay(attempt int, e *api.Error) time.Duration {
 	const first, most = 50 * time.Millisecond, 2 * time.Second
 	d := min(first<<min(attempt-1, 10), most)
 	d = d/2 + rand.N(d/2)
-	return max(d, time.Duration(e.RetryAfterMS)*time.Millisecond)
+	return max(d, time.Duration(min(e.RetryAfterMS, maxRetryAfter.Milliseconds()))*time.Millisecond)
 }
 
 // pause waits, or returns false at once if ctx would end meanwhile.

@@ -69,6 +69,9 @@ func New(addr string, opts Options) (*Client, error) {
 	if err != nil { // its text is about Go's idea of a URL: HOST:PORT is the usual reason
 		return nil, fmt.Errorf("the address of kmsd is %q, want https://HOST[:PORT] or unix:///PATH", clip(addr))
 	}
+	if !presentable(opts.Token) {
+		return nil, fmt.Errorf("the token has characters that no token has, or more than %d", maxToken)
+	}
 	if opts.Timeout == 0 {
 		opts.Timeout = 30 * time.Second
 	}
@@ -100,6 +103,15 @@ func New(addr string, opts Options) (*Client, error) {
 	}
 	c.closed, c.close = context.WithCancel(context.Background())
 	return c, nil
+}
+
+// maxToken is the longest token that is sent, in bytes. A server reads 16 KiB of
+// header in all.
+const maxToken = 4096
+
+// presentable says whether a token can stand in a header.
+func presentable(token string) bool {
+	return len(token) <= maxToken && strings.IndexFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
 // clip shortens foreign text that goes into a message, and leaves out what is before an

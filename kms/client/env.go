@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 )
 
 // Settings are a client's options as text, as flags and the environment have them.
@@ -31,7 +32,7 @@ func FromEnv() Settings {
 
 // New reads the files and makes the client.
 func (s Settings) New() (*Client, error) {
-	opts := Options{Token: s.Token}
+	opts := Options{Token: strings.TrimSpace(s.Token)} // from a file it comes with the end of its line
 	if s.Addr == "" {
 		return nil, errors.New("the address of kmsd is not given (--addr or KMSD_ADDR)")
 	}

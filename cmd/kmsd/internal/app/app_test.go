@@ -125,6 +125,9 @@ func (m *members) Status() api.Status {
 }
 
 func (m *members) Recover(_ context.Context, group, member string) error {
+	if member == "hsm-b" {
+		return api.NewError(api.CodeMemberFailed, "the driver says \x1b[2Jnothing", nil)
+	}
 	if group != "default" || member != "hsm-c" {
 		return api.NewError(api.CodeNotFound, fmt.Sprintf("group %s has no member %q that is lost", group, member), nil)
 	}

@@ -95,7 +95,8 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 		_ = enc.Encode(api.ErrorBody{Error: failure})
 		return
 	}
-	fmt.Fprintf(s.Err, "kmsd: %s\n", err)
+	// A message may quote a server, and that a driver.
+	fmt.Fprintf(s.Err, "kmsd: %s\n", cleanLines(err.Error()))
 	if !known {
 		return
 	}
@@ -115,7 +116,7 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 		{"request", failure.RequestID},
 	} {
 		if line.text != "" {
-			fmt.Fprintf(s.Err, "  %-8s %s\n", line.name+":", line.text)
+			fmt.Fprintf(s.Err, "  %-8s %s\n", line.name+":", clean(line.text))
 		}
 	}
 }
