@@ -19,8 +19,13 @@ import (
 	"kmsd/pluginproto"
 )
 
-// startWait is how long Start waits for the first attempts.
-const startWait = 10 * time.Second
+const (
+	// startWait is how long Start waits for the first attempts.
+	startWait = 10 * time.Second
+	// startGrace is how long it waits for the others when a member serves already:
+	// one HSM that hangs must not keep those that do not from serving.
+	startGrace = 2 * time.Second
+)
 
 // Group is a group of HSMs. All methods may be called concurrently.
 type Group struct {
@@ -78,8 +83,9 @@ func New(cfg Config) (*Group, error) {
 }
 
 // Start connects all members and returns when each has had its first attempt, or
-// after 10 s, with whatever is there, even nothing: a member that is absent is
-// recovered like any other. The group lives until Close; ctx ends only the wait.
+// 2 s after the first of them serves, or after 10 s, with whatever is there, even
+// nothing: a member that is absent is recovered like any other. The group lives
+// until Close; ctx ends only the wait.
 func (g *Group) Start(ctx context.Context) error {
 	g.mu.Lock()
 	if g.started || g.closed {
@@ -101,15 +107,31 @@ func (g *Group) Start(ctx context.Context) error {
 		pending.Wait()
 	})
 
+	return g.awaitStart(ctx, attempted)
+}
+
+func (g *Group) awaitStart(ctx context.Context, attempted <-chan struct{}) error {
 	late := time.NewTimer(startWait)
 	defer late.Stop()
-	select {
-	case <-attempted:
-		return nil
-	case <-late.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	var others <-chan time.Time // nil: nobody serves yet
+	for {
+		g.mu.Lock()
+		changed, serves := g.changed, g.state != api.GroupLost
+		g.mu.Unlock()
+		if serves && others == nil {
+			others = time.After(startGrace)
+		}
+		select {
+		case <-changed:
+		case <-attempted:
+			return nil
+		case <-others:
+			return nil
+		case <-late.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
