@@ -148,8 +148,12 @@ func (s *server) serve(ctx context.Context, d door) error {
 		web = httpapi.Server(s.handler, nil, s.log.Named("http"))
 		start = func() error { return web.Serve(d.listener) }
 	} else {
+		most, err := maxConnections()
+		if err != nil {
+			return err
+		}
 		web = httpapi.Server(s.handler, s.certs.config(), s.log.Named("http"))
-		start = func() error { return web.ServeTLS(d.listener, "", "") }
+		start = func() error { return web.ServeTLS(newBounded(d.listener, most), "", "") }
 	}
 	served := make(chan error, 1)
 	go func() { served <- start() }()
