@@ -307,6 +307,50 @@ func giveAway(t *testing.T, path string) {
 	}
 }
 
+func TestSoundLeavesOutWhatHasFaults(t *testing.T) {
+	f := newFixture(t)
+	opts := config.Options{Environ: []string{"KMSD_PIN_B=pin-of-b"}}
+	members := func(text string) (names string) {
+		t.Helper()
+		cfg, err := config.Inspect(f.file(t, text), opts)
+		if cfg == nil {
+			t.Fatal(err)
+		}
+		for _, g := range cfg.Sound().Groups {
+			for _, m := range g.Members {
+				names += g.Name + "/" + m.Name + " "
+			}
+		}
+		return names
+	}
+	const all = "default/hsm-a default/hsm-b default/hsm-c "
+	for _, c := range []struct{ name, old, new, want string }{
+		{"a sound configuration has all its members", "", "", all},
+		{"a fault elsewhere matters to no member", "hedge: false", "hegde: false", all},
+		{"a member with a fault is left out", "pin: {file: a.pin}", "pin: {file: world.pin}", "default/hsm-b default/hsm-c "},
+		{"a member with an unknown key is left out", "standby: true", "standbye: true", "default/hsm-a default/hsm-c "},
+		{"a group without a good name is called by its place", "name: default", "name: De Fault", "groups[0]/hsm-a groups[0]/hsm-b groups[0]/hsm-c "},
+		{"a bad domain secret keeps nobody out", "{file: domain}", "{file: short}", all},
+		{"without drivers there is nothing to try", "driver_dir: drivers", "driver_dir: nowhere", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := members(strings.Replace(sound, c.old, c.new, 1)); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+	t.Run("nothing of a file that anybody can change is run", func(t *testing.T) {
+		path := f.file(t, sound)
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Inspect(path, opts)
+		if cfg == nil || len(cfg.Sound().Groups) != 0 {
+			t.Errorf("got %+v (%v)", cfg, err)
+		}
+	})
+}
+
 func TestMembersAreLimited(t *testing.T) {
 	f := newFixture(t)
 	var b strings.Builder
@@ -426,6 +470,18 @@ func FuzzLoad(f *testing.F) {
 		cfg, err := config.Load(path, config.Options{Environ: []string{"KMSD_LOG_LEVEL=info"}})
 		if (cfg == nil) == (err == nil) {
 			t.Errorf("got %v and %v: one of them, please", cfg, err)
+		}
+		// What is tried in spite of faults is no more than what was written.
+		seen, err := config.Inspect(path, config.Options{Environ: []string{"KMSD_LOG_LEVEL=info"}})
+		if seen == nil {
+			return
+		}
+		for _, g := range seen.Sound().Groups {
+			for _, m := range g.Members {
+				if f := seen.MemberFault(m, "x"); err != nil && strings.Contains(err.Error(), ": "+f.Path+".") {
+					t.Errorf("a member with a fault counts as sound: %v", err)
+				}
+			}
 		}
 	})
 }
