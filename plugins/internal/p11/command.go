@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -180,27 +179,22 @@ func (s *session) explainTag(err error) error {
 		Msg: "the ciphertext does not authenticate under this key, IV and additional data"}
 }
 
-// stuckAfter is how long a command may take before a probe waits for it. The
-// longest that is sound, a private RSA operation, takes a tenth of it.
-const stuckAfter = time.Second
-
 // probeToken finds out whether the token does what it is there for. Its round trip
-// has a session of its own, and a library may answer there while a command hangs in
+// has a session of its own, and a library may answer there while a call hangs in
 // another: a probe that took no notice would speak for a token that serves nobody.
-// So it ends no sooner than a command that has taken long, and stays silent for as
-// long as that one hangs. Key management does not count, as it may well take long.
+// So it waits for every call that takes longer than it may, and is silent for as
+// long as one hangs.
 func (d *Driver) probeToken(ctx context.Context) error {
 	_, err := call(ctx, d, d.probe, func(s *session) (struct{}, error) {
 		return struct{}{}, s.read(func() error { return fail(opName(pluginproto.OpProbe), s.roundTrip()) })
 	})
-	if err != nil {
-		return err
+	for _, l := range []*lane{d.fast, d.slow, d.rare} {
+		if err != nil {
+			return err
+		}
+		err = l.settle(ctx)
 	}
-	before := time.Now().Add(-stuckAfter)
-	if err := d.fast.settle(ctx, before); err != nil {
-		return err
-	}
-	return d.slow.settle(ctx, before)
+	return err
 }
 
 // roundTrip encrypts and decrypts under the probe key.

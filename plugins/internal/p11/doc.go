@@ -20,8 +20,8 @@
 // goroutine, so a context that ends frees its caller at once while the C call runs
 // on. There are four lanes: fast (secret keys, random), slow (key pairs), probe,
 // and rare (key management). Each worker owns one session. A probe ends only when
-// no command of the fast and slow lanes has been running for long, so a library that
-// hangs in one session cannot pass for a sound one by answering in another.
+// no worker is late with what it does, so a library that hangs in one session cannot
+// pass for a sound one by answering in another.
 //
 // # One lock
 //

@@ -175,9 +175,10 @@ func (d *Driver) Close() error {
 
 // session is a worker's session for one attempt at a call.
 type session struct {
-	d *Driver
-	c *conn
-	h pkcs11.SessionHandle
+	d   *Driver
+	c   *conn
+	h   pkcs11.SessionHandle
+	job *job // whose steps it takes
 }
 
 // read runs f, which calls into the library and writes nothing to the token.
@@ -187,6 +188,7 @@ func (s *session) read(f func() error) error {
 	if s.d.conn != s.c {
 		return errEpoch
 	}
+	s.job.expect(shortStep)
 	return f()
 }
 
@@ -198,6 +200,7 @@ func (s *session) write(f func() error) error {
 	if s.d.conn != s.c {
 		return errEpoch
 	}
+	s.job.expect(shortStep)
 	return f()
 }
 
@@ -205,8 +208,8 @@ func (s *session) write(f func() error) error {
 // lost and can be made anew. T must not share memory with the caller's values.
 func call[T any](ctx context.Context, d *Driver, l *lane, f func(*session) (T, error)) (T, error) {
 	var out T
-	err := l.do(ctx, func(worker int) (err error) {
-		out, err = attempt(d, worker, f)
+	err := l.do(ctx, func(worker int, j *job) (err error) {
+		out, err = attempt(d, worker, j, f)
 		return err
 	})
 	if err != nil {
@@ -220,13 +223,14 @@ func call[T any](ctx context.Context, d *Driver, l *lane, f func(*session) (T, e
 // made anew, and a last time for a connection that is lost again just then.
 const maxTries = 3
 
-func attempt[T any](d *Driver, worker int, f func(*session) (T, error)) (T, error) {
+func attempt[T any](d *Driver, worker int, j *job, f func(*session) (T, error)) (T, error) {
 	var zero T
 	for tries := 0; ; {
 		s, err := d.session(worker)
 		if err != nil {
 			return zero, err
 		}
+		s.job = j
 		out, err := f(s)
 		if err == nil {
 			return out, nil

@@ -170,7 +170,7 @@ func TestATroubledTokenDoesNotCondemnData(t *testing.T) {
 
 // A library that hangs in one session must not pass for a sound one because it
 // answers in another.
-func TestAProbeIsSilentWhileACommandHangs(t *testing.T) {
+func TestAProbeIsSilentWhileACallHangs(t *testing.T) {
 	d, lib := faulty(t)
 	id := generate(t, d, pluginproto.AES256).ID
 	probe := func(limit time.Duration) error {
@@ -179,20 +179,33 @@ func TestAProbeIsSilentWhileACommandHangs(t *testing.T) {
 		_, err := d.Do(ctx, pluginproto.Command{Op: pluginproto.OpProbe})
 		return err
 	}
-	// Not called by a probe, and for a key that is used the first time.
-	lib.Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: "C_CopyObject"})
-	hung := make(chan error, 1)
-	go func() { hung <- roundTrip(t.Context(), d, id) }()
-	begin := time.Now()
-	for probe(100*time.Millisecond) == nil {
-		if time.Since(begin) > 5*time.Second {
-			t.Fatal("probes go on being answered")
-		}
-	}
-	released := make(chan error, 1)
-	go func() { released <- probe(5 * time.Second) }()
-	lib.Disarm(t, 0)
-	if err := errors.Join(<-hung, <-released); err != nil {
-		t.Errorf("when the hang has ended: %v", err)
+	for _, call := range []struct {
+		name     string
+		function string // not called by a probe
+		do       func() error
+	}{
+		{"a command", "C_CopyObject", func() error { return roundTrip(t.Context(), d, id) }}, // its first with this key
+		{"a lookup", "C_FindObjectsInit", func() error {
+			_, err := d.Inspect(t.Context(), id)
+			return err
+		}},
+	} {
+		t.Run(call.name, func(t *testing.T) {
+			lib.Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: call.function})
+			hung := make(chan error, 1)
+			go func() { hung <- call.do() }()
+			begin := time.Now()
+			for probe(100*time.Millisecond) == nil {
+				if time.Since(begin) > 5*time.Second {
+					t.Fatal("probes go on being answered")
+				}
+			}
+			released := make(chan error, 1)
+			go func() { released <- probe(5 * time.Second) }()
+			lib.Disarm(t, 0)
+			if err := errors.Join(<-hung, <-released); err != nil {
+				t.Errorf("when the hang has ended: %v", err)
+			}
+		})
 	}
 }

@@ -35,6 +35,7 @@ func (s *session) list() ([]pluginproto.Object, error) {
 	}
 	byID := map[pluginproto.KeyID]*halves{}
 	for _, h := range handles {
+		s.job.expect(shortStep)
 		class, err := s.attributes(h, pkcs11.CKA_CLASS)
 		if err != nil {
 			return nil, err
@@ -59,6 +60,7 @@ func (s *session) list() ([]pluginproto.Object, error) {
 	}
 	out := make([]pluginproto.Object, 0, len(byID))
 	for id, o := range byID {
+		s.job.expect(shortStep)
 		if !o.whole() {
 			s.d.log.Warn("objects on the token are left out: they are not one whole key", "key", id.String(), "objects", len(o.all()))
 			continue
@@ -184,9 +186,14 @@ func (s *session) claim(op string, id pluginproto.KeyID, ours *bool) error {
 // many seconds and keeps nobody else from the token.
 func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, err error) {
 	err = s.read(func() error {
+		s.job.expect(makingPair)
+		if spec.Type.Symmetric() {
+			s.job.expect(makingSecret)
+		}
 		if err := s.generateWith(spec); err != nil {
 			return fail(op, err)
 		}
+		s.job.expect(shortStep)
 		made, err = s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
 		if err == nil && !made.whole() {
 			_ = s.destroy(made)
