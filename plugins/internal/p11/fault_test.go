@@ -117,6 +117,7 @@ func TestAFaultAtEveryMomentOfAKeysLife(t *testing.T) {
 						d = b.open(t)
 					}
 				}
+				lib.Disarm(t, 0)
 				t.Logf("%d moments", moments)
 				if moments < 8 {
 					t.Error("it proves nothing below 8")
