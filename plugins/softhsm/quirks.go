@@ -37,7 +37,8 @@ func quirks() p11.Quirks {
 
 		// C_Decrypt answers the same to a wrong tag as to a broken token.
 		GCMTagFault: pluginproto.CKRGeneralError,
-		// CKM_RSA_PKCS_OAEP takes SHA-1 only.
+		// CKM_RSA_PKCS_OAEP takes SHA-1 only; C_DecryptInit answers SHA-256 with
+		// CKR_ARGUMENTS_BAD (2.6.1).
 		RawOAEP: true,
 	}
 }
