@@ -2,3 +2,6 @@ package app
 
 // ExitOf is exitOf, for its table.
 var ExitOf = exitOf
+
+// Verdict is verdict, for its table.
+var Verdict = verdict

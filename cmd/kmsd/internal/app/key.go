@@ -168,11 +168,36 @@ func newKeyVerify(s *session) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if !v.OK {
-			return fmt.Errorf("%s is not on every member as it should be", name)
-		}
-		return nil
+		return verdict(v)
 	})
+}
+
+// verdict is the failure that a verification has found, nil when all is well. What
+// could not be asked is not said to be wrong: that is unavailable, and the same
+// command may succeed later.
+func verdict(v api.Verification) error {
+	wrong, unknown := 0, 0
+	for _, c := range v.Copies {
+		switch c.State {
+		case "ok":
+		case "unknown":
+			unknown++
+		default:
+			wrong++
+		}
+	}
+	switch {
+	case v.OK:
+		return nil
+	case wrong > 0 || unknown == 0:
+		return fmt.Errorf("%s is not on every member as it should be: %d of %d copies are missing or different, %d could not be asked for",
+			v.Name, wrong, len(v.Copies), unknown)
+	default:
+		e := api.NewError(api.CodeUnavailable, fmt.Sprintf("%d of %d copies of %s could not be asked for; the others are as they should be",
+			unknown, len(v.Copies), v.Name), nil)
+		e.Hint = "see kmsd status; ask again when every member is active"
+		return e
+	}
 }
 
 func (s *session) printKey(key api.Key) error {
