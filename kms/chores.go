@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 	"kmsd/kms/internal/group"
 	"kmsd/kms/internal/replica"
@@ -119,7 +120,7 @@ func (j *janitor) rotateDue(ctx context.Context) error {
 	var failures []error
 	for _, name := range j.due(rotationTime) {
 		ctx, cancel := context.WithTimeout(ctx, choreTimeout)
-		_, err := j.kms.rotate(ctx, name)
+		_, err := j.kms.rotate(ctx, name, api.RotateOptions{})
 		cancel()
 		failures = append(failures, translate("rotating key "+name, err))
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 	"kmsd/pluginproto"
 )
@@ -26,6 +27,12 @@ type Config struct {
 	// Logger gets everything that the service and its drivers say. Nil means
 	// nothing is logged.
 	Logger hclog.Logger
+
+	// Enlist turns the description of a member that is added or replaced at run time
+	// into its configuration, or refuses it. Descriptions are kept in the catalog, so it
+	// is asked again at the next Open. Nil: members cannot be added or replaced at run time,
+	// other than by Reconfigure.
+	Enlist func(group string, spec api.MemberSpec) (MemberConfig, error)
 
 	// Insecure lets drivers run whose SHA-256 is not given. For development.
 	Insecure bool
@@ -54,6 +61,10 @@ type GroupConfig struct {
 	// NoHedge keeps an unanswered command on its one member until that fails.
 	NoHedge bool
 
+	// PlainCount chooses members by the number of commands they have, as Luna does, and
+	// not by what the commands cost.
+	PlainCount bool
+
 	Recovery RecoveryConfig
 	Members  []MemberConfig // 1 to 32
 }
@@ -79,6 +90,11 @@ type MemberConfig struct {
 
 	// Settings are the driver's: module, token_label, ...
 	Settings map[string]string
+
+	// Source is anything else that tells this entry from an earlier one of the same
+	// name, such as the path of the PIN's file. A change at run time lasts until the
+	// entry changes.
+	Source string
 
 	// Open, when set, is used in place of a driver process: a driver inside this
 	// one, for tests and programs that bring their own.

@@ -56,11 +56,11 @@ func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
 	var err error
 	g.Group, err = group.New(group.Config{
 		Name: cfg.Name, MinCopies: cfg.MinCopies,
-		CommandTimeout: cfg.CommandTimeout, ProbeInterval: cfg.ProbeInterval, Hedge: !cfg.NoHedge,
+		CommandTimeout: cfg.CommandTimeout, ProbeInterval: cfg.ProbeInterval, Hedge: !cfg.NoHedge, PlainCount: cfg.PlainCount,
 		Recovery: group.Recovery{Manual: cfg.Recovery.Manual, Interval: cfg.Recovery.Interval, Retries: cfg.Recovery.Retries},
 		Members:  members,
-		Admit: func(ctx context.Context, m group.Member, last bool) error {
-			return g.admission.Admit(ctx, m, last)
+		Admit: func(ctx context.Context, m group.Member, last bool) (group.Admission, error) {
+			return group.Admission{}, g.admission.Admit(ctx, m, last)
 		},
 		Logger:  k.log,
 		OnEvent: func(e api.Event) { k.onGroupEvent(g, e) },

@@ -42,7 +42,10 @@ type KMS struct {
 	closed bool
 }
 
-var _ api.Service = (*KMS)(nil)
+var (
+	_ api.Service = (*KMS)(nil)
+	_ api.Admin   = (*KMS)(nil)
+)
 
 // Open reads the catalog, takes back what a crash has left half done, and starts
 // the groups with the members that are there; even none is no error, since absent

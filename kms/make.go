@@ -94,23 +94,29 @@ func taken(rec catalog.Key) error {
 
 // Rotate makes the next version of a key.
 func (k *KMS) Rotate(ctx context.Context, name string) (int, error) {
-	ctx, cancel := begin(ctx)
-	defer cancel()
-	n, err := k.rotate(ctx, name)
-	return n, translate("rotating key "+strconv.Quote(name), err)
+	v, err := k.RotateWith(ctx, name, api.RotateOptions{})
+	return v.Number, err
 }
 
-func (k *KMS) rotate(ctx context.Context, name string) (int, error) {
+// RotateWith makes the next version of a key, with choices.
+func (k *KMS) RotateWith(ctx context.Context, name string, opts api.RotateOptions) (api.Version, error) {
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	v, err := k.rotate(ctx, name, opts)
+	return v, translate("rotating key "+strconv.Quote(name), err)
+}
+
+func (k *KMS) rotate(ctx context.Context, name string, opts api.RotateOptions) (api.Version, error) {
 	old, err := k.ring.get(name)
 	if err != nil {
-		return 0, err
+		return api.Version{}, err
 	}
 	g, err := k.groupOf(old.rec)
 	if err != nil {
-		return 0, err
+		return api.Version{}, err
 	}
 	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
-		return k.addVersion(ctx, g, "rotated", false, func() (catalog.Key, error) {
+		return k.addVersion(ctx, g, "rotated", opts.AllowDegraded, func() (catalog.Key, error) {
 			current, err := k.ring.get(name)
 			if err != nil {
 				return catalog.Key{}, err
@@ -122,9 +128,10 @@ func (k *KMS) rotate(ctx context.Context, name string) (int, error) {
 		})
 	})
 	if err != nil {
-		return 0, err
+		return api.Version{}, err
 	}
-	return rec.Versions[len(rec.Versions)-1].Number, nil
+	made := toAPI(rec).Versions
+	return made[len(made)-1], nil
 }
 
 // half is a version that is on the primary and not committed yet.

@@ -29,6 +29,9 @@ type Service interface {
 	// Rotate makes the next version and returns its number. Old versions still
 	// unwrap.
 	Rotate(ctx context.Context, name string) (int, error)
+	// RotateWith is Rotate with choices. It returns the version as it was made, with
+	// the members that hold it.
+	RotateWith(ctx context.Context, name string, opts RotateOptions) (Version, error)
 	Disable(ctx context.Context, name string) (Key, error)
 	Enable(ctx context.Context, name string) (Key, error)
 	// Destroy schedules the destruction of every version after the window, and

@@ -65,12 +65,44 @@ type Member struct {
 	Errors           uint64      `json:"errors"`
 	LatencyP50       int64       `json:"latency_p50_us"` // microseconds, of recent commands
 	LatencyP99       int64       `json:"latency_p99_us"`
-	Keys             int         `json:"keys"`    // known to be on it
-	Missing          int         `json:"missing"` // known to be not on it, but should be
-	RecoveryAttempts int         `json:"recovery_attempts"`
+	Keys             int         `json:"keys"`        // known to be on it
+	Missing          int         `json:"missing"`     // known to be not on it, but should be
+	Foreign          int         `json:"foreign"`     // objects on it that nobody here knows
+	Quarantined      int         `json:"quarantined"` // copies with another value; never used, never overwritten
+	Sync             *Progress   `json:"sync,omitempty"`
+	RecoveryAttempts int         `json:"recovery_attempts"` // since it was lost
+	GaveUp           bool        `json:"gave_up"`           // recovery has used up its retries
 	NextRecovery     *time.Time  `json:"next_recovery"`
 	DriverPID        int         `json:"driver_pid"` // 0 when no process runs
 	Token            Token       `json:"token"`
+
+	// For /metrics; not in JSON.
+	Latency       Histogram `json:"-"` // of every command since the start
+	AttemptsTotal uint64    `json:"-"` // recovery attempts since the start
+}
+
+// Progress is how far a long work has come.
+type Progress struct {
+	Done  int      `json:"done"`
+	Total int      `json:"total"`
+	Rate  float64  `json:"rate"` // per second
+	Left  Duration `json:"left"` // at this rate; 0: not known yet
+}
+
+// LatencyBounds are the upper bounds of the buckets of a [Histogram], in ascending
+// order. What takes longer is in none, and in Count only.
+var LatencyBounds = [...]time.Duration{ // never written to
+	100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond,
+	50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
+	time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second, 20 * time.Second,
+}
+
+// Histogram counts answers by their time.
+type Histogram struct {
+	Buckets [len(LatencyBounds)]uint64 // not cumulative
+	Count   uint64
+	Sum     time.Duration
 }
 
 // Token describes the token of a member, as it says itself.
@@ -86,10 +118,19 @@ type Token struct {
 // it was too slow for. Its cause says how many.
 const EventDropped = "dropped"
 
+// The types of events.
+const (
+	EventMember   = "member"   // a member's state changed, or it joined or left
+	EventGroup    = "group"    // a group's state changed
+	EventRecovery = "recovery" // an attempt to bring a member back ended, or was given up
+	EventSync     = "sync"     // a member is being brought in step; see Progress
+	EventKey      = "key"      // something was done to a key
+)
+
 // Event is something that happened to a group, a member or a key.
 type Event struct {
 	Time   time.Time `json:"time"`
-	Type   string    `json:"type"` // "member", "group", "key", or EventDropped
+	Type   string    `json:"type"` // EventMember, ..., or EventDropped
 	Group  string    `json:"group,omitempty"`
 	Member string    `json:"member,omitempty"`
 	Key    string    `json:"key,omitempty"`
@@ -97,6 +138,9 @@ type Event struct {
 	To     string    `json:"to,omitempty"`   // the state after, or what was done to a key
 	CKR    string    `json:"ckr,omitempty"`
 	Cause  string    `json:"cause,omitempty"`
+	// Alarm is set when it will not mend by itself: somebody has to do something.
+	Alarm    bool      `json:"alarm,omitempty"`
+	Progress *Progress `json:"progress,omitempty"`
 }
 
 // Readiness says whether keys can be used right now, and where. It comes from

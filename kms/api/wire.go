@@ -31,7 +31,8 @@ type ResultsBody struct {
 
 // VersionBody answers a rotation.
 type VersionBody struct {
-	Version int `json:"version"`
+	Version int      `json:"version"`
+	Copies  []string `json:"copies"` // members that hold it
 }
 
 // ValidBody answers a verify-signature.

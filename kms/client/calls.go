@@ -76,8 +76,15 @@ func (c *Client) UpdateKey(ctx context.Context, name string, up api.KeyUpdate) (
 
 // Rotate makes the next version.
 func (c *Client) Rotate(ctx context.Context, name string) (int, error) {
+	v, err := c.RotateWith(ctx, name, api.RotateOptions{})
+	return v.Number, err
+}
+
+// RotateWith makes the next version, with choices. Of the version it knows the number
+// and the copies.
+func (c *Client) RotateWith(ctx context.Context, name string, opts api.RotateOptions) (api.Version, error) {
 	a, err := about[api.VersionBody](ctx, c, name, "/rotate", nil, once)
-	return a.Version, err
+	return api.Version{Number: a.Version, Copies: a.Copies}, err
 }
 
 // Disable refuses every use of a key until Enable.

@@ -211,13 +211,22 @@ func (m *Memory) UpdateKey(ctx context.Context, name string, up api.KeyUpdate) (
 
 // Rotate makes the next version.
 func (m *Memory) Rotate(ctx context.Context, name string) (int, error) {
+	v, err := m.RotateWith(ctx, name, api.RotateOptions{})
+	return v.Number, err
+}
+
+// RotateWith makes the next version. There is one member, so no choice matters.
+func (m *Memory) RotateWith(ctx context.Context, name string, _ api.RotateOptions) (api.Version, error) {
 	k, err := m.change(ctx, "Rotate", name, "rotated", func(k *memoryKey) error {
 		if err := k.is(api.StateEnabled); err != nil {
 			return err
 		}
 		return k.rotate()
 	})
-	return k.Primary, err
+	if err != nil {
+		return api.Version{}, err
+	}
+	return k.Versions[len(k.Versions)-1], nil
 }
 
 // Disable refuses every use of a key until Enable.

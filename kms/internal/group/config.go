@@ -44,6 +44,7 @@ type MemberConfig struct {
 	Name    string
 	Driver  string // shown in Status
 	Standby bool   // in step, but serves only when no active member is left
+	Drained bool   // begins as a member that was drained: it is connected when the drain ends
 
 	// Connect starts the driver and opens its token. It is called again for every
 	// recovery, never twice at a time. When it fails it has cleaned up. An error
@@ -75,9 +76,12 @@ type Config struct {
 	ProbeInterval time.Duration
 
 	// Hedge sends a slow command to a second member too.
-	Hedge    bool
-	Recovery Recovery
-	Members  []MemberConfig // in the order of their claim to be primary, 1 to 32
+	Hedge bool
+	// PlainCount makes every command count the same when a member is chosen, as with
+	// Luna, whatever it costs. For comparison.
+	PlainCount bool
+	Recovery   Recovery
+	Members    []MemberConfig // in the order of their claim to be primary, 1 to 32
 
 	// Admit brings a member in step with what it should hold. It is called twice for
 	// each admission: first with last false, without the lease, to do the bulk of
@@ -86,8 +90,8 @@ type Config struct {
 	// before that lease is given back, so no key operation can fall between the last
 	// look and the admission. An error ends the attempt, and the recovery goes on; a
 	// permanent one makes the member failed. ctx ends when the member stops
-	// answering. Nil: nothing to do.
-	Admit func(ctx context.Context, m Member, last bool) error
+	// answering. What it returns counts when last is true. Nil: nothing to do.
+	Admit func(ctx context.Context, m Member, last bool) (Admission, error)
 
 	// Logger gets one line for each transition. Nil means silence.
 	Logger hclog.Logger
@@ -95,6 +99,13 @@ type Config struct {
 	// OnEvent gets every transition, in order, one at a time, from a goroutine of
 	// the group's. Nil means nobody listens.
 	OnEvent func(api.Event)
+}
+
+// Admission is what Admit has found out about a member that may serve.
+type Admission struct {
+	// Barred are identities that this member must not be asked for, because its copies
+	// are not what they should be. Commands for them go to other members.
+	Barred []pluginproto.KeyID
 }
 
 // checked returns a copy of c with its zero values replaced, or all its faults.
@@ -116,7 +127,7 @@ func (c Config) checked() (Config, error) {
 		c.OnEvent = func(api.Event) {}
 	}
 	if c.Admit == nil {
-		c.Admit = func(context.Context, Member, bool) error { return nil }
+		c.Admit = func(context.Context, Member, bool) (Admission, error) { return Admission{}, nil }
 	}
 	return c, c.faults()
 }

@@ -18,6 +18,10 @@ var (
 	ErrNotInStep = errors.New("the member is not in step with the group")
 	// ErrUnknownMember: no member has that name.
 	ErrUnknownMember = errors.New("the group has no such member")
+	// ErrLastActive: nobody would be left who serves.
+	ErrLastActive = errors.New("it is the last active member of the group")
+	// ErrMemberExists: a member has that name already.
+	ErrMemberExists = errors.New("the group has a member of that name already")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the group is closed")
 )

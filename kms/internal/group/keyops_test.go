@@ -208,11 +208,18 @@ func (l *ledger) all() []pluginproto.KeyID {
 	return slices.Clone(l.keys)
 }
 
+// admitWith makes an Admit of one that bars nothing.
+func admitWith(admit func(context.Context, group.Member, bool) error) func(context.Context, group.Member, bool) (group.Admission, error) {
+	return func(ctx context.Context, m group.Member, last bool) (group.Admission, error) {
+		return group.Admission{}, admit(ctx, m, last)
+	}
+}
+
 func TestAdmissionMissesNoKeyOperation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var book ledger
 		r := newRig(t, three, func(c *group.Config) {
-			c.Admit = func(ctx context.Context, m group.Member, last bool) error {
+			c.Admit = admitWith(func(ctx context.Context, m group.Member, last bool) error {
 				have, err := m.List(ctx)
 				if err != nil {
 					return err
@@ -225,7 +232,7 @@ func TestAdmissionMissesNoKeyOperation(t *testing.T) {
 					}
 				}
 				return nil
-			}
+			})
 		}).start()
 		for _, h := range r.hsms {
 			h.set(func(h *hsm) { h.delay = time.Millisecond })
@@ -286,13 +293,13 @@ func TestAnAdmissionThatFailsIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var looks []bool
 		r := newRig(t, []string{"a"}, func(c *group.Config) {
-			c.Admit = func(_ context.Context, _ group.Member, last bool) error {
+			c.Admit = admitWith(func(_ context.Context, _ group.Member, last bool) error {
 				looks = append(looks, last)
 				if len(looks) <= 3 {
 					return errors.New("the catalog is not there")
 				}
 				return nil
-			}
+			})
 		}).start()
 		if m := r.member("a"); m.State != api.MemberDown || m.Reason != "the catalog is not there" {
 			t.Errorf("the member is %s: %s", m.State, m.Reason)

@@ -64,6 +64,7 @@ type link struct {
 	// The rest is guarded by Group.mu.
 	dropped  bool
 	entered  bool // it has been in the group
+	barred   map[pluginproto.KeyID]bool
 	stint    stint
 	inFlight int       // commands
 	load     int       // their cost, and that of rare calls
@@ -100,6 +101,17 @@ func (g *Group) newLink(m *member, conn Conn, token pluginproto.TokenInfo) *link
 	l.ctx, l.cancel = context.WithCancelCause(g.ctx)
 	l.stint = newStint(l)
 	return l
+}
+
+// bar takes down what the member must not be asked for.
+func (l *link) bar(ids []pluginproto.KeyID) {
+	l.barred = nil
+	for _, id := range ids {
+		if l.barred == nil {
+			l.barred = make(map[pluginproto.KeyID]bool, len(ids))
+		}
+		l.barred[id] = true
+	}
 }
 
 // drop ends a link, once, whoever notices first that it is no good. What waits

@@ -202,7 +202,7 @@ func (g *Group) admit(l *link) error {
 	st := l.stint
 	g.mu.Unlock()
 	h := &handle{g: g, l: l, st: st}
-	if err := g.cfg.Admit(st.ctx, h, false); err != nil {
+	if _, err := g.cfg.Admit(st.ctx, h, false); err != nil {
 		return endOf(st.ctx, err)
 	}
 	release, err := g.Lease(st.ctx)
@@ -210,7 +210,8 @@ func (g *Group) admit(l *link) error {
 		return endOf(st.ctx, err)
 	}
 	defer release()
-	if err := g.cfg.Admit(st.ctx, h, true); err != nil {
+	found, err := g.cfg.Admit(st.ctx, h, true)
+	if err != nil {
 		return endOf(st.ctx, err)
 	}
 	g.mu.Lock()
@@ -223,6 +224,7 @@ func (g *Group) admit(l *link) error {
 		what = onStand
 	}
 	l.entered = true
+	l.bar(found.Barred)
 	l.m.attempts = 0
 	g.moveLocked(l.m, what, nil)
 	return nil

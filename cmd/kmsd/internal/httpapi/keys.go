@@ -52,9 +52,9 @@ func destroyKey(ctx context.Context, c *call, _ none) (api.Key, error) {
 }
 
 func rotateKey(ctx context.Context, c *call, _ none) (api.VersionBody, error) {
-	version, err := c.service.Rotate(ctx, c.key())
-	c.record.Version = version
-	return api.VersionBody{Version: version}, err
+	v, err := c.service.RotateWith(ctx, c.key(), api.RotateOptions{})
+	c.record.Version = v.Number
+	return api.VersionBody{Version: v.Number, Copies: v.Copies}, err
 }
 
 func sign(ctx context.Context, c *call, req api.SignRequest) (api.Signature, error) {
