@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
+
 	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 	"kmsd/kms/internal/envelope"
@@ -101,7 +103,7 @@ func TestPINIsNotTriedTwice(t *testing.T) {
 }
 
 func TestSlowReaderGetsTheNewestEvents(t *testing.T) {
-	h := newHub()
+	h := newHub(hclog.NewNullLogger())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	slow := h.listen(ctx)
@@ -125,7 +127,7 @@ func TestSlowReaderGetsTheNewestEvents(t *testing.T) {
 }
 
 func TestReaderThatLeavesIsForgotten(t *testing.T) {
-	h := newHub()
+	h := newHub(hclog.NewNullLogger())
 	ctx, cancel := context.WithCancel(t.Context())
 	events := h.listen(ctx)
 	h.publish(api.Event{Type: "key"})

@@ -7,17 +7,29 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"kmsd/kms/api"
 )
 
-// maxWaiting is how many events wait for a slow reader before the oldest are
-// dropped.
-const maxWaiting = 256
+const (
+	// maxWaiting is how many events wait for a slow reader before the oldest are
+	// dropped.
+	maxWaiting = 256
+	// maxRemembered is how many events of groups and members Log can tell of.
+	maxRemembered = 1024
+	// maxCause is how much of a cause is kept, in bytes: it may be what a driver said.
+	maxCause = 1024
+)
 
-// hub gives every event to every reader. It never waits for one.
+// hub gives every event to every reader, and remembers and logs those of groups and
+// members. It never waits for a reader.
 type hub struct {
+	log hclog.Logger // the HA log
+
 	mu      sync.Mutex           // guards the rest, and the readers' fields
 	readers map[*reader]struct{} // those who listen now
+	past    history
 	closed  bool
 }
 
@@ -28,15 +40,31 @@ type reader struct {
 	news    chan struct{} // holds one token while something waits, or the hub is closed
 }
 
-func newHub() *hub { return &hub{readers: make(map[*reader]struct{})} }
+func newHub(log hclog.Logger) *hub {
+	return &hub{log: log.Named("ha"), readers: make(map[*reader]struct{})}
+}
 
-// publish hands an event to all readers. An event without a time gets now.
+// publish hands an event to all readers. An event without a time gets now. The log is
+// written without the lock: whoever reads it may be slow.
 func (h *hub) publish(e api.Event) {
 	if e.Time.IsZero() {
-		e.Time = time.Now().UTC()
+		e.Time = time.Now()
 	}
+	e.Time = e.Time.UTC()
+	e.Cause = clip(e.Cause, maxCause)
+	keep := memorable(e)
+	h.deliver(e, keep)
+	if keep {
+		writeHALog(h.log, e)
+	}
+}
+
+func (h *hub) deliver(e api.Event, keep bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if keep {
+		h.past.add(e)
+	}
 	for r := range h.readers {
 		if len(r.waiting) >= maxWaiting {
 			r.waiting = r.waiting[1:]
@@ -45,6 +73,13 @@ func (h *hub) publish(e api.Event) {
 		r.waiting = append(r.waiting, e)
 		wake(r.news)
 	}
+}
+
+// last returns the newest n events that are remembered, oldest first; 0 means all.
+func (h *hub) last(n int) []api.Event {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.past.last(n)
 }
 
 // listen yields what is published from now on, until ctx ends, the loop breaks or

@@ -61,7 +61,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 		return nil, translate("opening the key management service", err)
 	}
 	k := &KMS{
-		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(), events: newHub(),
+		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(), events: newHub(cfg.Logger),
 		byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))

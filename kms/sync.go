@@ -20,8 +20,3 @@ func (k *KMS) Reinitialize(ctx context.Context, groupName string) (api.Group, er
 func (k *KMS) Check(ctx context.Context, groupName string) (api.GroupCheck, error) {
 	return api.GroupCheck{}, translate("checking", errNotYet)
 }
-
-// Log returns the last events of groups and members.
-func (k *KMS) Log(ctx context.Context, last int) ([]api.Event, error) {
-	return nil, translate("reading the log", errNotYet)
-}

@@ -3,7 +3,6 @@ package group_test
 import (
 	"bytes"
 	"context"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -53,31 +52,6 @@ func TestANormalStartAndACleanStopAreQuiet(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestAFailureIsNotQuiet(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		r := newRig(t, three, logged(&log)).start()
-		r.hsms["b"].crash()
-		elapse(time.Second)
-		r.hsms["c"].freeze()
-		elapse(5 * time.Second)
-		r.hsms["c"].thaw()
-		elapse(time.Second)
-		r.Close()
-		var warnings []string
-		for line := range strings.Lines(log.String()) {
-			if what, ok := strings.CutPrefix(line, "[WARN]  "); ok {
-				what, _, _ = strings.Cut(what, ":")
-				warnings = append(warnings, what)
-			}
-		}
-		want := []string{"member is down", "group is degraded", "member is probing", "group is degraded"}
-		if !slices.Equal(warnings, want) {
-			t.Errorf("warned of %q, want %q", warnings, want)
-		}
-	})
 }
 
 func TestCloseDoesNotWaitForHSMsThatHang(t *testing.T) {

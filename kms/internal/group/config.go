@@ -93,7 +93,7 @@ type Config struct {
 	// answering. What it returns counts when last is true. Nil: nothing to do.
 	Admit func(ctx context.Context, m Member, last bool) (Admission, error)
 
-	// Logger gets one line for each transition. Nil means silence.
+	// Logger gets what is no event. Nil means silence.
 	Logger hclog.Logger
 
 	// OnEvent gets every transition, in order, one at a time, from a goroutine of
