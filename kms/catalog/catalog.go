@@ -9,6 +9,9 @@
 // half-made key is neither lost nor left behind. A [Tombstone] outlives a destroyed
 // version for ever, so that no late copy of it comes back.
 //
+// A [Member] is what was decided about a member of a group while it ran, and which
+// token it was admitted with. The rest is in the configuration.
+//
 // [Catalog] gives records their meaning on top of a [Store], which keeps bytes
 // with revisions (compare and set). boltcat is the store of a single process.
 package catalog
@@ -64,6 +67,8 @@ type Intent struct {
 	Key      string    `json:"key"`
 	Version  int       `json:"version"`
 	Started  time.Time `json:"started"`
+	// Members are those that may come to hold it; none means any of the group.
+	Members []string `json:"members,omitempty"`
 }
 
 // IntentOp is what an intent is about to do.

@@ -21,6 +21,8 @@ const (
 	maxText     = 256   // bytes of a group, a type or a member's name
 	maxPublic   = 8192  // bytes of a public key
 	maxVersions = 20000 // of one key
+	maxDigest   = 64    // bytes of a digest, as text
+	maxSpec     = 65536 // bytes of the description of a member
 )
 
 type keyRecord struct {
@@ -183,7 +185,7 @@ func checkVersion(v Version) error {
 }
 
 func checkIntent(in Intent) error {
-	if in.Op != IntentCreate {
+	if in.Op != IntentCreate && in.Op != IntentCanary {
 		return fmt.Errorf("unknown operation %q", in.Op)
 	}
 	if in.Version < 1 {
@@ -192,7 +194,8 @@ func checkIntent(in Intent) error {
 	return errors.Join(
 		checkText("identity", in.Identity, maxIdentity),
 		checkText("key", in.Key, MaxID),
-		checkText("group", in.Group, maxText))
+		checkText("group", in.Group, maxText),
+		checkMembers(in.Members))
 }
 
 func checkTombstone(t Tombstone) error {

@@ -44,10 +44,11 @@ const (
 	KindKey       Kind = "key"
 	KindIntent    Kind = "intent"
 	KindTombstone Kind = "tombstone"
+	KindMember    Kind = "member"
 )
 
 // Kinds lists every kind, in no meaningful order.
-func Kinds() []Kind { return []Kind{KindKey, KindIntent, KindTombstone} }
+func Kinds() []Kind { return []Kind{KindKey, KindIntent, KindTombstone, KindMember} }
 
 // Record is one record as a Store sees it: bytes with a revision.
 type Record struct {

@@ -99,12 +99,15 @@ func (c *Catalog) Commit(ctx context.Context, key Key, in Intent) (Key, error) {
 }
 
 // Abandon removes the intent and writes in the same step a tombstone of its
-// identity with the members that may hold it. The caller then destroys it there
-// and calls Settle. ErrConflict: the intent is gone already.
+// identity with the members that may hold it: pending, unless the intent names them
+// itself. The caller then destroys it there and calls Settle. ErrConflict: the intent is gone already.
 func (c *Catalog) Abandon(ctx context.Context, in Intent, pending []string) (Tombstone, error) {
 	t := Tombstone{
 		Identity: in.Identity, Group: in.Group, Key: in.Key, Version: in.Version,
 		Destroyed: time.Now().UTC(), Pending: slices.Clone(pending),
+	}
+	if in.Members != nil {
+		t.Pending = slices.Clone(in.Members)
 	}
 	r, err := encodeTombstone(t)
 	if err != nil {
@@ -228,6 +231,9 @@ func (c *Catalog) settleOnce(ctx context.Context, members, identities []string) 
 		}
 		seen[id] = true
 		t, err := c.Tombstone(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			continue // a canary's, which is gone when it is settled
+		}
 		if err != nil {
 			return err
 		}
@@ -239,6 +245,9 @@ func (c *Catalog) settleOnce(ctx context.Context, members, identities []string) 
 		r, err := encodeTombstone(t)
 		if err != nil {
 			return err
+		}
+		if t.isCanary() && len(t.Pending) == 0 {
+			r.Value = nil
 		}
 		changes = append(changes, r)
 	}
