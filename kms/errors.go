@@ -21,8 +21,8 @@ var errClosed = errors.New("the key management service is closed")
 // key shop". It is the only place where a class of driver errors, a catalog error or
 // a context error gets its code.
 //
-// ErrNotFound is not among the answers: that a key does not exist is known from
-// the catalog alone, and said where the catalog is asked.
+// That a key does not exist is never among the answers: it is known from the catalog
+// alone, and said where the catalog is asked. ErrNotFound is for members here.
 func translate(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -53,6 +53,12 @@ func codeOf(err error) api.Code {
 		return api.CodeCorrupt
 	case errors.Is(err, group.ErrNotInStep):
 		return api.CodeMemberFailed
+	case errors.Is(err, group.ErrUnknownMember):
+		return api.CodeNotFound // the group itself knows its members
+	case errors.Is(err, group.ErrMemberExists):
+		return api.CodeExists
+	case errors.Is(err, group.ErrLastActive):
+		return api.CodeState
 	case errors.Is(err, catalog.ErrConflict):
 		return api.CodeUnavailable
 	case errors.Is(err, replica.ErrDifferent):
@@ -77,6 +83,10 @@ func codeOf(err error) api.Code {
 
 func hintOf(code api.Code, err error) string {
 	switch {
+	case errors.Is(err, group.ErrLastActive):
+		return "bring another member back first, or force it, and nobody will serve"
+	case errors.Is(err, group.ErrUnknownMember):
+		return "the status of the group names its members"
 	case code == api.CodeGroupLost:
 		return "look at the members' reasons in the status of the group; recovery goes on by itself"
 	case code == api.CodeCorrupt:
