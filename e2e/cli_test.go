@@ -10,6 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"kmsd/e2e/look"
 	"kmsd/internal/devserver"
 )
 
@@ -110,19 +111,19 @@ func TestCheckNamesEveryFaultWithItsLine(t *testing.T) {
 // badToken is a fault of a member's token that kmsd meets when it starts.
 type badToken struct {
 	name    string
-	spoil   func(t *testing.T, s *devserver.Server, m memberConfig)
+	spoil   func(t *testing.T, s *devserver.Server, m look.Member)
 	reasons []string
 }
 
 func TestAMemberThatCannotStartSaysWhy(t *testing.T) {
 	tests := []badToken{
-		{"its module is missing", func(t *testing.T, s *devserver.Server, m memberConfig) {
+		{"its module is missing", func(t *testing.T, s *devserver.Server, m look.Member) {
 			changeMember(t, s, m.Name, "module", "/nowhere/libsofthsm2.so")
 		}, []string{"/nowhere/libsofthsm2.so"}},
-		{"its token is missing", func(t *testing.T, s *devserver.Server, m memberConfig) {
+		{"its token is missing", func(t *testing.T, s *devserver.Server, m look.Member) {
 			changeMember(t, s, m.Name, "token_label", "no-such-token")
 		}, []string{"no-such-token"}},
-		{"two tokens have its label", func(t *testing.T, s *devserver.Server, m memberConfig) {
+		{"two tokens have its label", func(t *testing.T, s *devserver.Server, m look.Member) {
 			_, errs, code := runProgram(t, []string{"SOFTHSM2_CONF=" + m.Settings["softhsm_conf"]}, "", "/usr/bin/softhsm2-util",
 				"--init-token", "--free", "--label", m.Settings["token_label"], "--pin", "1234", "--so-pin", "1234")
 			if code != 0 {

@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"kmsd/e2e/look"
 	"kmsd/kms/api"
-	"kmsd/kms/catalog"
-	"kmsd/kms/catalog/boltcat"
 	"kmsd/kms/client"
 )
 
@@ -66,14 +65,14 @@ func TestNoKeyIsLostOrHalfMadeWhenKmsdIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := configOf(t, s)
-	living, gone := readCatalog(t, cfg.Catalog.Bolt.Path)
+	cat := readCatalog(t, cfg.Catalog.Bolt.Path)
 	for _, m := range cfg.Groups[0].Members {
-		checkToken(t, cfg, m.Name, acks, living, gone)
+		checkToken(t, cfg, m.Name, acks, cat)
 	}
 }
 
 // checkToken compares a token with the catalog, past kmsd.
-func checkToken(t *testing.T, cfg devConfig, member string, acks *acknowledged, living, gone map[string]bool) {
+func checkToken(t *testing.T, cfg look.Config, member string, acks *acknowledged, cat look.Catalog) {
 	t.Helper()
 	d := openToken(t, cfg, member)
 	objects, err := d.List(t.Context())
@@ -84,22 +83,22 @@ func checkToken(t *testing.T, cfg devConfig, member string, acks *acknowledged, 
 	for _, o := range objects {
 		id := o.ID.String()
 		held[id] = true
-		if !living[id] {
-			t.Errorf("%s holds %s (%s), which the catalog does not know as living (destroyed: %v)", member, id, o.Label, gone[id])
+		if _, living := cat.Living[id]; !living {
+			t.Errorf("%s holds %s (%s), which the catalog does not know as living (destroyed: %v)", member, id, o.Label, cat.Gone[id])
 		}
 	}
-	for id := range living {
+	for id := range cat.Living {
 		if !held[id] {
 			t.Errorf("%s does not hold %s", member, id)
 		}
 	}
 	for _, k := range acks.keys {
-		got, err := unwrapOn(t.Context(), d, k.wrapped, k.aad())
+		got, err := look.Unwrap(t.Context(), d, k.wrapped, k.aad())
 		if err != nil || !bytes.Equal(got, k.plain) {
 			t.Errorf("%s does not unwrap what key %s wrapped: %v", member, k.name, err)
 		}
 	}
-	t.Logf("%s holds %d keys, the catalog %d", member, len(held), len(living))
+	t.Logf("%s holds %d keys, the catalog %d", member, len(held), len(cat.Living))
 }
 
 // acknowledged is what kmsd has said yes to.
@@ -178,45 +177,6 @@ func (a *acknowledged) wrapOne(ctx context.Context, c *client.Client, name strin
 	defer a.mu.Unlock()
 	a.keys = append(a.keys, k)
 	return nil
-}
-
-// readCatalog returns the identities of the living and of the destroyed versions,
-// and fails the test if an operation is still open.
-func readCatalog(t *testing.T, path string) (living, gone map[string]bool) {
-	t.Helper()
-	store, err := boltcat.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	cat := catalog.New(store)
-	living, gone = map[string]bool{}, map[string]bool{}
-	for k, err := range cat.Keys(t.Context(), "", "") {
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, v := range k.Versions {
-			if v.State != catalog.Destroyed {
-				living[v.Identity] = true
-			}
-		}
-	}
-	for tomb, err := range cat.Tombstones(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		gone[tomb.Identity] = true
-		if len(tomb.Pending) > 0 {
-			t.Errorf("%s is still to be destroyed on %v", tomb.Identity, tomb.Pending)
-		}
-	}
-	for in, err := range cat.Intents(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Errorf("an operation is still open: %+v", in)
-	}
-	return living, gone
 }
 
 // freeAddress returns an address on which nothing listens.

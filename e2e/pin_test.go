@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"kmsd/e2e/look"
 	"kmsd/internal/softhsmtest"
 )
 
@@ -68,7 +69,7 @@ func writePIN(t *testing.T, path string, pin []byte) {
 }
 
 // checkNotLocked asks the token itself, with a tool that is not ours.
-func checkNotLocked(t *testing.T, m memberConfig) {
+func checkNotLocked(t *testing.T, m look.Member) {
 	t.Helper()
 	out, errs, code := runProgram(t, []string{"SOFTHSM2_CONF=" + m.Settings["softhsm_conf"]}, "", "/usr/bin/pkcs11-tool",
 		"--module", softhsmtest.Module(t), "--list-token-slots")

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"kmsd/e2e/look"
 	"kmsd/internal/devserver"
 )
 
@@ -37,7 +38,7 @@ func forms(what, home string, value []byte) []secret {
 
 // secretsOf returns every PIN, those of the security officers too, and the domain
 // secret.
-func secretsOf(t *testing.T, cfg devConfig) []secret {
+func secretsOf(t *testing.T, cfg look.Config) []secret {
 	t.Helper()
 	var all []secret
 	for _, g := range cfg.Groups {

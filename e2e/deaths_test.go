@@ -1,0 +1,92 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/internal/devserver"
+	"kmsd/kms/api"
+	"kmsd/kms/client"
+)
+
+func TestADriverThatNeverWakesUpIsReplaced(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	load := startLoad(t, c, "shop", 100)
+	m := group(t, c).Members[1]
+	send(t, m.DriverPID, syscall.SIGSTOP)
+	stopped := time.Now()
+	const commandTimeout = 20 * time.Second // the default
+	awaitMember(t, c, m.Name, commandTimeout+recoveredIn, func(now api.Member) bool { return isActive(now) && now.DriverPID != m.DriverPID })
+	t.Logf("%s has a new driver %v after SIGSTOP", m.Name, time.Since(stopped))
+	if running(m.DriverPID) {
+		t.Errorf("the frozen driver, %d, still runs", m.DriverPID)
+	}
+	load.end().noneFailed(t, 2000)
+	allVerify(t, c)
+}
+
+func TestTwoOfThreeDriversDieAtOnce(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	load := startLoad(t, c, "shop", 100)
+	settle(t, load)
+	for range 5 {
+		g := group(t, c)
+		for _, i := range rand.Perm(3)[:2] {
+			send(t, g.Members[i].DriverPID, syscall.SIGKILL)
+		}
+		awaitAllReplaced(t, c, g, 2)
+	}
+	load.end().noneFailed(t, 400)
+	allVerify(t, c)
+}
+
+func TestAllDriversDieAtOnce(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	wrapped := wrap(t, c, "shop", random(32), nil)
+	for range 3 {
+		g := group(t, c)
+		for _, m := range g.Members {
+			send(t, m.DriverPID, syscall.SIGKILL)
+		}
+		// The first that comes back answers what was asked meanwhile.
+		begin := time.Now()
+		if _, err := c.Unwrap(t.Context(), "shop", wrapped, nil); err != nil {
+			t.Errorf("unwrapping while all drivers are gone: %v, after %v", err, time.Since(begin))
+		}
+		awaitAllReplaced(t, c, g, 3)
+	}
+	allVerify(t, c)
+}
+
+// awaitAllReplaced waits until the group is whole again with n new drivers.
+func awaitAllReplaced(t *testing.T, c *client.Client, before api.Group, n int) {
+	t.Helper()
+	await(t, recoveredIn, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			g, err := c.Group(ctx, before.Name)
+			if err != nil {
+				return err
+			}
+			replaced := 0
+			for i, m := range g.Members {
+				if m.DriverPID != before.Members[i].DriverPID {
+					replaced++
+				}
+			}
+			if replaced != n {
+				return fmt.Errorf("%d drivers are new, want %d", replaced, n)
+			}
+			return devserver.AllActive(g)
+		})
+	})
+}
