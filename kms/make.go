@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -236,9 +235,9 @@ func (k *KMS) generate(ctx context.Context, g *keyGroup, rec catalog.Key) (half,
 }
 
 func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec catalog.Key) (_ half, err error) {
-	var id pluginproto.KeyID
-	if _, err := rand.Read(id[:]); err != nil {
-		return half{}, fmt.Errorf("drawing an identity: %w", err)
+	id, err := newIdentity()
+	if err != nil {
+		return half{}, err
 	}
 	number := 1
 	if n := len(rec.Versions); n > 0 {

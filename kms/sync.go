@@ -15,8 +15,3 @@ func (k *KMS) Sync(ctx context.Context, groupName string, opts api.SyncOptions) 
 func (k *KMS) Reinitialize(ctx context.Context, groupName string) (api.Group, error) {
 	return api.Group{}, translate("reinitializing", errNotYet)
 }
-
-// Check asks every member whether it still fits the group.
-func (k *KMS) Check(ctx context.Context, groupName string) (api.GroupCheck, error) {
-	return api.GroupCheck{}, translate("checking", errNotYet)
-}

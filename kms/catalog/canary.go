@@ -16,12 +16,18 @@ const IntentCanary IntentOp = "canary"
 const canaryKey = "canary "
 
 // BeginCanary records that a key is about to be made under an identity for a test,
-// and on which members it may come to be.
+// and on which members it may come to be. Unless the error is ErrConflict, the intent
+// that comes with it may be there all the same.
 func (c *Catalog) BeginCanary(ctx context.Context, group, identity string, members ...string) (Intent, error) {
-	return c.Begin(ctx, Intent{
+	in := Intent{
 		Identity: identity, Op: IntentCanary, Group: group, Key: canaryKey + identity, Version: 1,
 		Started: time.Now().UTC(), Members: members,
-	}, 0)
+	}
+	begun, err := c.Begin(ctx, in, 0)
+	if err != nil {
+		return in, err
+	}
+	return begun, nil
 }
 
 // EndCanary removes the intent of a canary that no member holds any more.
