@@ -1,0 +1,96 @@
+// Package metrics answers: what do the numbers say?
+//
+// [Metrics] is what Prometheus scrapes: the state of groups and members as
+// [api.Status] tells it at that moment, the requests that [Metrics.Observe] has counted, and the
+// Go runtime and process. States, groups and members have the names that status
+// and events give them. No label holds the name of a key, a principal or anything else
+// that a client chooses: the number of series is that of groups, members, operations
+// and codes.
+//
+// docs/operations.md lists the metrics, testdata/names.txt fixes their names.
+package metrics
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/expfmt"
+
+	"kmsd/kms/api"
+)
+
+// ContentType is that of [Metrics.Text]: the text format of Prometheus, version 0.0.4.
+const ContentType = "text/plain; version=0.0.4; charset=utf-8"
+
+// maxAge is for how long an answer serves for all who ask, so that whoever asks all the
+// time costs four scrapes a second.
+const maxAge = 250 * time.Millisecond
+
+// Source tells the truth about groups, from memory: it never waits for an HSM.
+type Source interface {
+	Status() api.Status
+	Ready() api.Readiness
+}
+
+// Metrics are all metrics of a kmsd. All methods may be called concurrently.
+type Metrics struct {
+	registry *prometheus.Registry
+	requests *requests
+
+	mu   sync.Mutex // guards the rest, and that one scrape is made at a time
+	text []byte     // the last answer; never written to
+	at   time.Time  // when it was made; zero: never yet
+}
+
+// New returns the metrics of a service. version is that of the program.
+func New(source Source, version string) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry(), requests: newRequests()}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "kmsd_build_info", Help: "Always 1; the labels say which program this is.",
+	}, []string{"version", "go_version"})
+	build.WithLabelValues(version, runtime.Version()).Set(1)
+	m.registry.MustRegister( // it panics on names that collide, and these are fixed
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		build,
+		groups{source},
+	)
+	m.requests.register(m.registry)
+	return m
+}
+
+// Observe counts a request that has been answered: the action of its route, "ok" or the code of
+// its error, how many items its batch had (0 when it was none), and how long it took.
+// Operations and outcomes have to be of a small fixed set.
+func (m *Metrics) Observe(operation, outcome string, items int, took time.Duration) {
+	m.requests.observe(operation, outcome, items, took)
+}
+
+// Text returns all metrics as [ContentType] says, at most 250 ms old. The caller must
+// not write to it.
+func (m *Metrics) Text() ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.at.IsZero() && time.Since(m.at) < maxAge {
+		return m.text, nil
+	}
+	families, err := m.registry.Gather()
+	if len(families) == 0 { // what is there is worth more than none, when one metric is faulty
+		return nil, errors.Join(errors.New("gathering metrics: there are none"), err)
+	}
+	var out bytes.Buffer
+	enc := expfmt.NewEncoder(&out, expfmt.NewFormat(expfmt.TypeTextPlain))
+	for _, f := range families {
+		if err := enc.Encode(f); err != nil {
+			return nil, fmt.Errorf("encoding metric %s: %w", f.GetName(), err)
+		}
+	}
+	m.text, m.at = out.Bytes(), time.Now()
+	return m.text, nil
+}
