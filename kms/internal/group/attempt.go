@@ -13,6 +13,7 @@ type beginning uint8
 const (
 	startOnly  beginning = iota // nobody has the command; a last resort is better than none
 	startMoved                  // beside one that has stopped answering
+	startAway                   // beside one that seems to hang
 	startHedge                  // beside one that is slow, if the budget allows
 )
 
@@ -24,10 +25,13 @@ func (d *dispatch) start(how beginning) bool {
 		return false
 	}
 	g := d.g
-	skip := d.busy
+	want := wanted{
+		key: d.cmd.Key, failed: d.failed, skip: d.busy,
+		sound: how == startAway || how == startHedge, lastResort: how == startOnly,
+	}
 	for _, a := range d.live {
 		if a != nil {
-			skip.add(a.l.m)
+			want.skip.add(a.l.m)
 		}
 	}
 	g.mu.Lock()
@@ -35,7 +39,7 @@ func (d *dispatch) start(how beginning) bool {
 		g.mu.Unlock()
 		return false
 	}
-	l := g.chooseLocked(d.failed, skip, how == startOnly)
+	l := g.chooseLocked(want)
 	if l == nil || (how == startHedge && !g.hedge.afford()) {
 		g.mu.Unlock()
 		return false
@@ -47,17 +51,20 @@ func (d *dispatch) start(how beginning) bool {
 	l.inFlight++
 	l.load += d.cost
 	g.oweLocked(l, a.began)
-	if how != startHedge {
+	if how == startOnly || how == startMoved {
 		g.hedge.sent()
 	}
-	slow := g.hedge.after
+	var look time.Duration // when to ask what the command needs; 0: never
+	if g.cfg.Hedge && len(g.members) > 1 {
+		look = g.hedge.tempos[d.effort].look
+	}
 	g.tasks.Add(1)
 	g.mu.Unlock()
 
 	d.live[slot] = a
 	d.patience, d.changed, d.room = nil, nil, nil
-	if g.cfg.Hedge && how != startHedge && len(g.members) > 1 {
-		d.slow = time.After(slow)
+	if look > 0 {
+		d.slow = time.After(look)
 	}
 	if a.gone == nil {
 		d.wait()
@@ -75,7 +82,7 @@ func (d *dispatch) freeSlot(how beginning) int {
 		if a == nil {
 			return i
 		}
-		if a.gone == nil && how == startMoved {
+		if a.gone == nil && (how == startMoved || how == startAway) {
 			silent = i
 		}
 	}
@@ -95,7 +102,7 @@ func (d *dispatch) carry(a *attempt) {
 	}
 	a.res, a.err = a.l.conn.Do(ctx, d.cmd.Command)
 	cancel()
-	d.g.countOut(a, d.cost)
+	d.countOut(a)
 	d.cmd.release()
 	select {
 	case d.answers <- a:
@@ -108,25 +115,27 @@ func (d *dispatch) carry(a *attempt) {
 func (a *attempt) discard() { clear(a.res.Output) }
 
 // countOut takes down how an attempt ended and drops its member when it failed.
-func (g *Group) countOut(a *attempt, cost int) {
+func (d *dispatch) countOut(a *attempt) {
+	g, l, m := d.g, a.l, a.l.m
 	now := time.Now()
 	took := now.Sub(a.began)
 	g.mu.Lock()
-	l, m := a.l, a.l.m
 	l.inFlight--
-	l.load -= cost
+	l.load -= d.cost
 	g.answerLocked(l, now, a.err)
 	if fromDriver(a.err) {
 		m.commands++
 		m.times.add(took)
-		if l.stint.ctx.Err() == nil {
-			g.hedge.took(took)
+		observe(&m.answers, took)
+		if l.stint.ctx.Err() == nil && !a.hung {
+			g.hedge.tempos[d.effort].took(took)
 		}
 	}
 	fault := a.err != nil && pluginproto.ClassOf(a.err) == pluginproto.ClassMember
 	if a.err != nil && pluginproto.ClassOf(a.err) != pluginproto.ClassCaller {
 		m.errors++
 	}
+	a.barred = l.bars(d.cmd.Key)
 	dropped := l.dropped
 	g.mu.Unlock()
 	if fault && !dropped {

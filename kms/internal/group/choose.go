@@ -18,31 +18,47 @@ func (s *set) add(m *member)     { *s |= 1 << m.index }
 // nobody else can serve.
 const grace = 2 * time.Second
 
+// wanted says what a command needs of a member.
+type wanted struct {
+	key        pluginproto.KeyID // its copy must be sound
+	failed     set               // members that have failed the caller
+	skip       set               // other members that are out of the question for now
+	sound      bool              // one that seems to hang is worse than none
+	lastResort bool              // one that has stopped answering is better than none
+}
+
 // chooseLocked returns the least busy link that may serve, on a member neither in
 // failed nor in skip: of an active member, of a standby when no member is active or
 // all active ones have failed the caller, and, if lastResort, of one that has
-// stopped answering when nobody is in step. Nil: none.
-func (g *Group) chooseLocked(failed, skip set, lastResort bool) *link {
-	wanted := api.MemberStandby
+// stopped answering when nobody is in step. A member that seems to hang comes after
+// all others of its kind. Nil: none.
+func (g *Group) chooseLocked(w wanted) *link {
+	state := api.MemberStandby
 	for _, m := range g.members {
-		if m.state == api.MemberActive && !failed.has(m) {
-			wanted = api.MemberActive
+		if m.state == api.MemberActive && !w.failed.has(m) && !m.link.bars(w.key) {
+			state = api.MemberActive
 			break
 		}
 	}
-	if l := g.leastBusyLocked(wanted, failed|skip); l != nil || !lastResort || g.state != api.GroupLost {
+	l := g.leastBusyLocked(state, w, strikesOut)
+	if l == nil && !w.sound {
+		l = g.leastBusyLocked(state, w, strikesOut+1)
+	}
+	if l != nil || !w.lastResort || g.state != api.GroupLost {
 		return l
 	}
-	return g.leastBusyLocked(api.MemberProbing, failed|skip)
+	return g.leastBusyLocked(api.MemberProbing, w, strikesOut+1)
 }
 
-func (g *Group) leastBusyLocked(state api.MemberState, tried set) *link {
+// leastBusyLocked returns the least busy link in a state with fewer strikes than out.
+func (g *Group) leastBusyLocked(state api.MemberState, w wanted, out int) *link {
 	var buf [maxMembers]int
 	loads := buf[:len(g.members)]
+	tried := w.failed | w.skip
 	for i, m := range g.members {
 		loads[i] = scheduler.Away
-		if m.state == state && m.link != nil && m.link.entered && !tried.has(m) {
-			loads[i] = m.link.load
+		if l := m.link; m.state == state && l != nil && l.entered && l.strikes < out && !tried.has(m) && !l.bars(w.key) {
+			loads[i] = l.load
 		}
 	}
 	at := scheduler.Pick(loads, g.turn)
@@ -54,16 +70,22 @@ func (g *Group) leastBusyLocked(state api.MemberState, tried set) *link {
 }
 
 // primaryLocked is the member that key operations begin on: the first active one,
-// else the first standby. Nil: none.
+// else the first standby. One that is still at a key operation whose caller has left
+// comes after all others. Nil: none.
 func (g *Group) primaryLocked(tried set) *member {
+	var occupied *member
 	for _, state := range []api.MemberState{api.MemberActive, api.MemberStandby} {
 		for _, m := range g.members {
-			if m.state == state && !tried.has(m) {
+			switch {
+			case m.state != state || tried.has(m):
+			case !m.link.occupied():
 				return m
+			case occupied == nil:
+				occupied = m
 			}
 		}
 	}
-	return nil
+	return occupied
 }
 
 // returningLocked reports whether somebody who was lost a moment ago, or is

@@ -1,28 +1,77 @@
 package group
 
-import "kmsd/pluginproto"
+import (
+	"time"
 
-// Costs say how long a call keeps a token busy, in units of one symmetric
-// command. They are for choosing a member, so the order of magnitude is enough.
-const (
-	costSmall    = 1  // symmetric, random, probe, a public-key operation
-	costCurve    = 4  // a private-key operation on a curve
-	costRSA      = 16 // a private-key operation with RSA
-	costTransfer = 8  // one step of a clone, a lookup, a change of attributes
-	costGenerate = 64 // making a key, up to a pair for RSA
+	"kmsd/pluginproto"
 )
 
-// costOf returns the cost of a command.
-func costOf(cmd pluginproto.Command) int {
+// effort says how much work a command is for an HSM.
+type effort uint8
+
+const (
+	small   effort = iota // symmetric, random, probe, a public-key operation
+	curve                 // a private-key operation on a curve
+	rsa                   // a private-key operation with RSA
+	efforts               // how many there are
+)
+
+// commandCosts is how long a command keeps a token busy, in units of one symmetric
+// command, by its effort. Costs are for choosing a member, so the order of magnitude
+// is enough. RSA is 16 to 200, by the size of the key, which a command does not tell.
+var commandCosts = [efforts]int{small: 1, curve: 4, rsa: 64} // never written to
+
+// What other calls cost, in the same unit. Measured with SoftHSM, where a symmetric
+// command takes 20 µs: a key on a curve or a secret one is 1 to 2 ms, most of it the
+// token's file; a pair for RSA is 0.15 s, 0.5 s and 2 s by its size, and varies by a
+// factor of three. So no command goes to a member that makes a pair while another
+// one can serve, however busy that is.
+const (
+	costTransfer = 8 // one step of a clone, a lookup, a change of attributes
+	costGenerate = 64
+	costRSA2048  = 8_000
+	costRSA3072  = 25_000
+	costRSA4096  = 100_000
+)
+
+// slowLimit is how long one call for a pair of keys may take, or for the list of all
+// keys. It is many times what SoftHSM needs for an RSA-4096 pair, because how long an
+// HSM looks for primes has no bound. All other calls have the command timeout.
+const slowLimit = 2 * time.Minute
+
+// effortOf returns the effort of a command.
+func effortOf(cmd pluginproto.Command) effort {
 	if cmd.Op != pluginproto.OpSign && cmd.Op != pluginproto.OpDecrypt {
-		return costSmall
+		return small
 	}
 	switch cmd.Mech {
 	case pluginproto.RSAPKCS1v15, pluginproto.RSAPSS, pluginproto.RSAOAEP:
-		return costRSA
+		return rsa
 	case pluginproto.ECDSA:
-		return costCurve
+		return curve
 	default:
-		return costSmall
+		return small
 	}
+}
+
+// costOfKey returns the cost of making a key.
+func costOfKey(t pluginproto.KeyType) int {
+	switch t {
+	case pluginproto.RSA2048:
+		return costRSA2048
+	case pluginproto.RSA3072:
+		return costRSA3072
+	case pluginproto.RSA4096:
+		return costRSA4096
+	default:
+		return costGenerate
+	}
+}
+
+// weigh returns what a call counts for when a member is chosen.
+func (g *Group) weigh(cost int) int {
+	if g.cfg.PlainCount {
+		return 1
+	}
+	return cost
 }

@@ -28,9 +28,10 @@ func (g *Group) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Re
 		return pluginproto.Result{}, err
 	}
 	d := &dispatch{
-		g: g, ctx: ctx, cmd: copyCommand(cmd), cost: costOf(cmd),
+		g: g, ctx: ctx, cmd: copyCommand(cmd), effort: effortOf(cmd),
 		answers: make(chan *attempt), left: make(chan struct{}),
 	}
+	d.cost = g.weigh(commandCosts[d.effort])
 	defer d.cmd.release()
 	defer close(d.left)
 	return d.run()
@@ -42,7 +43,8 @@ type dispatch struct {
 	g       *Group
 	ctx     context.Context
 	cmd     *sharedCommand
-	cost    int
+	effort  effort
+	cost    int           // what it counts for when a member is chosen
 	answers chan *attempt // from the attempts
 	left    chan struct{} // closed when nobody waits for answers any more
 
@@ -54,7 +56,9 @@ type dispatch struct {
 	second   bool  // on the second round, with members that have come back
 	lastErr  error // of the last attempt that failed
 
-	slow <-chan time.Time // fires when it is time to hedge; nil: no hedging
+	slow   <-chan time.Time // fires when it is time to ask what the command needs; nil: no hedging
+	asked  int              // how often that was asked in vain
+	hedged bool             // it was, within the budget
 
 	// While only members that have stopped answering have the command:
 	patience <-chan time.Time // fires when they have had their time
@@ -69,6 +73,9 @@ type attempt struct {
 	began time.Time
 	res   pluginproto.Result
 	err   error
+
+	hung   bool // its member was seen to hang; guarded by Group.mu
+	barred bool // its member turned out to have a wrong copy of the key
 }
 
 func (d *dispatch) run() (pluginproto.Result, error) {
@@ -88,8 +95,7 @@ func (d *dispatch) run() (pluginproto.Result, error) {
 		case <-d.gone(2):
 			err = d.move(2)
 		case <-d.slow:
-			d.slow = nil
-			d.start(startHedge)
+			d.beside()
 		case <-d.changed:
 			err = d.goOn()
 		case <-d.room:
@@ -148,6 +154,12 @@ func (d *dispatch) overdue() bool {
 
 // judge reports whether an answer ends the command, and notes it if not.
 func (d *dispatch) judge(a *attempt) (final bool) {
+	if a.barred {
+		a.discard()
+		d.failed.add(a.l.m)
+		d.lastErr = quarantined(a.l.m, d.cmd.Key)
+		return false
+	}
 	if a.err == nil {
 		return true
 	}
@@ -247,11 +259,27 @@ func (d *dispatch) launch() error {
 	return nil
 }
 
+// beside sends the command to one more member when it needs that, and sees to it
+// that it is asked again. Each answer in vain makes that a little later, so that
+// a thousand commands on members that all hang do not keep this process busy.
+func (d *dispatch) beside() {
+	d.slow = nil
+	need, again := d.waits(time.Now())
+	switch {
+	case need == needAway && d.start(startAway):
+	case need == needHedge && d.start(startHedge):
+		d.hedged = true
+	default:
+		d.asked++
+		d.slow = time.After(again * time.Duration(1+d.asked/4))
+	}
+}
+
 // readmit gives members that were lost and have come back a second chance, once.
 func (d *dispatch) readmit() bool {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
-	if d.second || d.failed == 0 || d.unknowns > 0 || d.g.chooseLocked(0, 0, false) == nil {
+	if d.second || d.failed == 0 || d.unknowns > 0 || d.g.chooseLocked(wanted{key: d.cmd.Key}) == nil {
 		return false
 	}
 	d.second, d.failed = true, 0
@@ -267,6 +295,9 @@ func (d *dispatch) nextPause() time.Duration {
 func (d *dispatch) lost() error {
 	d.g.mu.Lock()
 	defer d.g.mu.Unlock()
+	if err := d.g.barredLocked(d.cmd.Key, d.lastErr); err != nil {
+		return err
+	}
 	return d.g.lossLocked(d.lastErr)
 }
 

@@ -2,10 +2,16 @@ package group
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"kmsd/pluginproto"
 )
+
+// turnPatience is how long a call waits for one whose caller has given up. That one
+// has had its caller's time already.
+const turnPatience = 2 * time.Second
 
 // handle is a Member: a link for the length of one stint.
 type handle struct {
@@ -18,7 +24,7 @@ func (h *handle) Name() string                 { return h.l.m.cfg.Name }
 func (h *handle) Token() pluginproto.TokenInfo { return h.l.token }
 
 func (h *handle) List(ctx context.Context) ([]pluginproto.Object, error) {
-	return call(ctx, h, errand[[]pluginproto.Object]{cost: costTransfer, run: h.l.conn.List})
+	return call(ctx, h, errand[[]pluginproto.Object]{cost: costTransfer, limit: slowLimit, run: h.l.conn.List})
 }
 
 func (h *handle) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto.Object, error) {
@@ -28,9 +34,13 @@ func (h *handle) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto
 }
 
 func (h *handle) Generate(ctx context.Context, spec pluginproto.KeySpec) (pluginproto.Object, error) {
-	return call(ctx, h, errand[pluginproto.Object]{writes: true, cost: costGenerate, run: func(ctx context.Context) (pluginproto.Object, error) {
+	e := errand[pluginproto.Object]{writes: true, cost: costOfKey(spec.Type), run: func(ctx context.Context) (pluginproto.Object, error) {
 		return h.l.conn.Generate(ctx, spec)
-	}})
+	}}
+	if !spec.Type.Symmetric() {
+		e.limit = slowLimit
+	}
+	return call(ctx, h, e)
 }
 
 func (h *handle) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error {
@@ -48,16 +58,23 @@ func (h *handle) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 }
 
 func (h *handle) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	return call(ctx, h, errand[pluginproto.CloneReply]{
-		writes: req.Role == pluginproto.CloneTarget, cost: costTransfer,
-		run: func(ctx context.Context) (pluginproto.CloneReply, error) { return h.l.conn.CloneStep(ctx, req) },
-	})
+	e := errand[pluginproto.CloneReply]{
+		cost: costTransfer,
+		run:  func(ctx context.Context) (pluginproto.CloneReply, error) { return h.l.conn.CloneStep(ctx, req) },
+	}
+	if req.Role == pluginproto.CloneTarget {
+		e.writes = true
+	} else {
+		e.uses = req.Key
+	}
+	return call(ctx, h, e)
 }
 
 func (h *handle) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Result, error) {
 	shared := copyCommand(cmd)
 	return call(ctx, h, errand[pluginproto.Result]{
-		cost:   costOf(cmd),
+		cost:   commandCosts[effortOf(cmd)],
+		uses:   cmd.Key,
 		run:    func(ctx context.Context) (pluginproto.Result, error) { return h.l.conn.Do(ctx, shared.Command) },
 		finish: shared.release,
 	})
@@ -65,10 +82,19 @@ func (h *handle) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 
 // errand is one call of a driver.
 type errand[T any] struct {
-	writes bool // it changes keys on the token
+	writes bool              // it changes keys on the token
+	uses   pluginproto.KeyID // the key whose copy has to be sound; zero: none
 	cost   int
+	limit  time.Duration // after which the member is dropped; zero: the command timeout
 	run    func(context.Context) (T, error)
 	finish func() // called once, when run has returned or never will be; may be nil
+}
+
+// turn is one errand's, from enter to leave.
+type turn struct {
+	writes    bool
+	cost      int  // what it counts for when a member is chosen
+	abandoned bool // nobody waits for it any more; guarded by Group.mu
 }
 
 type outcome[T any] struct {
@@ -78,15 +104,17 @@ type outcome[T any] struct {
 
 // call runs an errand for as long as its caller and the stint last. One that only
 // reads ends with its caller. One that writes goes on to its end even when nobody
-// waits for it, because the token does too; the next one waits for it.
+// waits for it, because the token does too; the next one waits for it, for a while.
+// A member that has not ended an errand in its time is dropped: only the end of its
+// driver is sure to end the errand too.
 func call[T any](ctx context.Context, h *handle, e errand[T]) (value T, err error) {
 	defer func() {
-		if err != nil {
+		if me := (*MemberError)(nil); err != nil && !errors.As(err, &me) {
 			err = &MemberError{Member: h.Name(), Err: err}
 		}
 	}()
 	done := make(chan outcome[T], 1)
-	stop, err := start(ctx, h, e, done)
+	t, stop, err := start(ctx, h, e, done)
 	if err != nil {
 		if e.finish != nil {
 			e.finish()
@@ -103,48 +131,61 @@ func call[T any](ctx context.Context, h *handle, e errand[T]) (value T, err erro
 		}
 		return o.value, o.err
 	case <-ctx.Done():
+		h.abandon(t)
 		return value, ctx.Err()
 	case <-h.st.ctx.Done():
+		h.abandon(t)
 		return value, h.ended()
 	}
 }
 
 // start runs an errand in a goroutine, when its turn has come. stop ends it.
-func start[T any](ctx context.Context, h *handle, e errand[T], done chan<- outcome[T]) (stop context.CancelFunc, err error) {
-	if err := h.enter(ctx, e.writes, e.cost); err != nil {
-		return nil, err
+func start[T any](ctx context.Context, h *handle, e errand[T], done chan<- outcome[T]) (t *turn, stop context.CancelFunc, err error) {
+	t = &turn{writes: e.writes, cost: h.g.weigh(e.cost)}
+	if err := h.enter(ctx, t, e.uses); err != nil {
+		return nil, nil, err
+	}
+	limit := e.limit
+	if limit == 0 {
+		limit = h.g.cfg.CommandTimeout
 	}
 	runCtx, stop := h.context(ctx, e.writes)
 	go func() {
 		defer h.g.tasks.Done()
 		defer stop()
+		late := time.AfterFunc(limit, func() { h.g.drop(h.l, overran(limit)) })
 		value, err := e.run(runCtx)
-		h.leave(e.writes, e.cost, err)
+		late.Stop()
+		h.leave(t, err)
 		if e.finish != nil {
 			e.finish()
 		}
 		done <- outcome[T]{value, err}
 	}()
-	return stop, nil
+	return t, stop, nil
+}
+
+// overran is why a member is dropped that did not come to the end of a call.
+func overran(limit time.Duration) error {
+	return &pluginproto.Error{
+		Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "waiting for the end of a key operation",
+		Msg: fmt.Sprintf("the member has been at it for %v", limit),
+	}
 }
 
 // enter waits for the turn of a call and counts it in; leave undoes it. The member
 // owes its answer, as that of a command, so it is probed soon: commands go around a
 // member that is busy with keys, and would not find out that it hangs.
-func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
+func (h *handle) enter(ctx context.Context, t *turn, uses pluginproto.KeyID) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case h.st.ctx.Err() != nil:
 		return h.ended()
 	}
-	if writes {
-		select {
-		case h.l.writes <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-h.st.ctx.Done():
-			return h.ended()
+	if t.writes {
+		if err := h.queue(ctx); err != nil {
+			return err
 		}
 	}
 	h.g.mu.Lock()
@@ -155,22 +196,65 @@ func (h *handle) enter(ctx context.Context, writes bool, cost int) error {
 		err = ErrClosed
 	case h.st.ctx.Err() != nil: // meanwhile; what the member holds is being looked at
 		err = h.ended()
+	case h.l.bars(uses):
+		err = quarantined(h.l.m, uses)
 	default:
-		h.l.load += cost
+		if t.writes {
+			h.l.writer = t
+		}
+		h.l.load += t.cost
 		h.g.oweLocked(h.l, time.Now())
 		h.g.tasks.Add(1)
 		return nil
 	}
-	if writes {
+	if t.writes {
 		<-h.l.writes
 	}
 	return err
 }
 
-// leave counts a call out and drops the member when it failed.
-func (h *handle) leave(writes bool, cost int, err error) {
+// queue waits for the calls before this one that change keys on the member, but not
+// for long for one whose caller has left: its end may never come.
+func (h *handle) queue(ctx context.Context) error {
+	look := time.NewTicker(turnPatience)
+	defer look.Stop()
+	for {
+		select {
+		case h.l.writes <- struct{}{}:
+			return nil
+		case <-look.C:
+			h.g.mu.Lock()
+			occupied := h.l.occupied()
+			h.g.mu.Unlock()
+			if occupied {
+				return fmt.Errorf("%w: %w", ErrOccupied, &pluginproto.Error{
+					Class: pluginproto.ClassBusy, Op: "waiting for an earlier key operation",
+					Msg: "its caller has given up, but the HSM is still at it",
+				})
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-h.st.ctx.Done():
+			return h.ended()
+		}
+	}
+}
+
+// occupied reports whether the member is at a change of keys that nobody waits for.
+// The caller has Group.mu.
+func (l *link) occupied() bool { return l.writer != nil && l.writer.abandoned }
+
+// abandon notes that the caller of a call has left.
+func (h *handle) abandon(t *turn) {
 	h.g.mu.Lock()
-	h.l.load -= cost
+	defer h.g.mu.Unlock()
+	t.abandoned = true
+}
+
+// leave counts a call out and drops the member when it failed.
+func (h *handle) leave(t *turn, err error) {
+	h.g.mu.Lock()
+	h.l.load -= t.cost
 	h.l.due--
 	if fromDriver(err) {
 		h.l.heardLocked(time.Now())
@@ -178,11 +262,14 @@ func (h *handle) leave(writes bool, cost int, err error) {
 	if err != nil && pluginproto.ClassOf(err) != pluginproto.ClassCaller {
 		h.l.m.errors++
 	}
+	if t.writes {
+		h.l.writer = nil
+	}
 	h.g.mu.Unlock()
 	if err != nil && pluginproto.ClassOf(err) == pluginproto.ClassMember {
 		h.g.drop(h.l, err)
 	}
-	if writes {
+	if t.writes {
 		<-h.l.writes
 	}
 }

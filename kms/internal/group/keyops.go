@@ -39,7 +39,7 @@ func (g *Group) OnPrimary(ctx context.Context, fn func(ctx context.Context, m Me
 		if err == nil {
 			return h.Name(), nil
 		}
-		if ctx.Err() != nil || !faultOf(err, h.Name()) {
+		if ctx.Err() != nil || !(faultOf(err, h.Name()) || errors.Is(err, ErrOccupied)) {
 			return "", err
 		}
 		tried.add(h.l.m)
@@ -69,9 +69,11 @@ func (g *Group) awaitPrimary(ctx context.Context, tried set, last error) (*handl
 			return h, nil
 		}
 		if last != nil || !g.returningLocked(time.Now()) {
-			err := g.lossLocked(last)
-			g.mu.Unlock()
-			return nil, err
+			defer g.mu.Unlock()
+			if g.state != api.GroupLost && last != nil && (errors.Is(last, ErrOccupied) || errors.Is(last, ErrBarred)) {
+				return nil, last
+			}
+			return nil, g.lossLocked(last)
 		}
 		changed := g.changed
 		g.mu.Unlock()

@@ -48,6 +48,7 @@ type member struct {
 	commands uint64
 	errors   uint64
 	times    latency
+	answers  api.Histogram // of every command
 	token    pluginproto.TokenInfo
 }
 
@@ -65,6 +66,8 @@ type link struct {
 	dropped  bool
 	entered  bool // it has been in the group
 	barred   map[pluginproto.KeyID]bool
+	writer   *turn // who holds the token of writes; nil: nobody
+	strikes  int   // see hedger
 	stint    stint
 	inFlight int       // commands
 	load     int       // their cost, and that of rare calls
@@ -283,6 +286,7 @@ func (g *Group) answerLocked(l *link, now time.Time, err error) {
 // heardLocked notes a sign of life: what is still due is owed from now on.
 func (l *link) heardLocked(now time.Time) {
 	l.heard = now
+	l.strikes = 0
 	l.owes = time.Time{}
 	if l.due > 0 {
 		l.owes = now
