@@ -50,13 +50,20 @@ type RandomBody struct {
 	Random []byte `json:"random"`
 }
 
+// LogBody answers a request for the HA log.
+type LogBody struct {
+	Events []Event `json:"events"` // oldest first
+}
+
 // ErrorBody is the body of every answer whose HTTP status is not 200.
 type ErrorBody struct {
 	Error *Error `json:"error"`
 }
 
 // TimeoutHeader is the request header in which a client says how long it will
-// wait, as a Go duration. It can only shorten the 30 seconds that a request has.
+// wait, as a Go duration. It can only shorten the 30 seconds that a request has, but
+// for what is asked of groups and members ([Admin]): that takes as long as the client
+// will wait, and a Sync without this header as long as the connection lasts.
 const TimeoutHeader = "X-Kmsd-Timeout"
 
 // RequestIDHeader names a request in the answer, in errors, in the log and in the
@@ -71,4 +78,5 @@ const (
 	MaxDataKey   = 1024     // bytes of one data key
 	MaxRandom    = 64 << 10 // random bytes at once
 	MaxPage      = 1000     // keys of one page
+	MaxLog       = 100_000  // events of the HA log at once
 )

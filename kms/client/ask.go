@@ -37,6 +37,8 @@ type question struct {
 	kind   kind
 	// also is a status besides 200 whose body is the answer; 0: none.
 	also int
+	// patient: a context without a deadline does not get one.
+	patient bool
 }
 
 // failure is why an attempt failed.
@@ -50,7 +52,7 @@ type failure struct {
 // the time is over.
 func ask[Ans any](ctx context.Context, c *Client, q question) (Ans, error) {
 	var answer Ans
-	ctx, cancel := c.within(ctx)
+	ctx, cancel := c.within(ctx, q.patient)
 	defer cancel()
 	var body []byte
 	if q.body != nil {
@@ -74,10 +76,11 @@ func ask[Ans any](ctx context.Context, c *Client, q question) (Ans, error) {
 	}
 }
 
-// within gives ctx a deadline if it has none, and ends it when the client closes.
-func (c *Client) within(ctx context.Context) (context.Context, context.CancelFunc) {
+// within gives ctx a deadline if it has none, unless that is meant, and ends it when
+// the client closes.
+func (c *Client) within(ctx context.Context, patient bool) (context.Context, context.CancelFunc) {
 	cancelTimeout := func() {}
-	if _, ok := ctx.Deadline(); !ok {
+	if _, ok := ctx.Deadline(); !ok && !patient {
 		ctx, cancelTimeout = context.WithTimeout(ctx, c.opts.Timeout)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -83,7 +83,7 @@ func (c *Client) Rotate(ctx context.Context, name string) (int, error) {
 // RotateWith makes the next version, with choices. Of the version it knows the number
 // and the copies.
 func (c *Client) RotateWith(ctx context.Context, name string, opts api.RotateOptions) (api.Version, error) {
-	a, err := about[api.VersionBody](ctx, c, name, "/rotate", nil, once)
+	a, err := about[api.VersionBody](ctx, c, name, "/rotate", opts, once)
 	return api.Version{Number: a.Version, Copies: a.Copies}, err
 }
 

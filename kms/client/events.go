@@ -24,18 +24,22 @@ const (
 // Events yields what happens from now on, until ctx or the client ends, the loop
 // breaks, or kmsd says that it will not show them. A stream that breaks is opened
 // again; an event of type [api.EventDropped] then stands for what was missed.
-func (c *Client) Events(ctx context.Context) iter.Seq[api.Event] {
+func (c *Client) Events(ctx context.Context) iter.Seq[api.Event] { return c.EventsAfter(ctx, 0) }
+
+// EventsAfter is Events with a look back: it begins with the last events of the log,
+// see Log, at most last of them. None is missed or told twice between the two.
+func (c *Client) EventsAfter(ctx context.Context, last int) iter.Seq[api.Event] {
 	return func(yield func(api.Event) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(c.closed, cancel)()
 		for attempt := 1; ; attempt++ {
-			opened, e := c.stream(ctx, yield)
+			opened, e := c.stream(ctx, last, yield)
 			if e == nil || ctx.Err() != nil || !e.Retryable {
 				return
 			}
 			if opened {
-				attempt = 1
+				attempt, last = 1, 0
 				if !yield(api.Event{Time: time.Now(), Type: api.EventDropped, Cause: "the stream of events broke: " + e.Error()}) {
 					return
 				}
@@ -48,13 +52,13 @@ func (c *Client) Events(ctx context.Context) iter.Seq[api.Event] {
 }
 
 // stream reads one stream to its end. The error is nil when the loop has broken.
-func (c *Client) stream(ctx context.Context, yield func(api.Event) bool) (opened bool, _ *api.Error) {
+func (c *Client) stream(ctx context.Context, last int, yield func(api.Event) bool) (opened bool, _ *api.Error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	dead := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer dead.Stop()
 
-	q := question{method: http.MethodGet, path: "/v1/events", kind: repeatable}
+	q := question{method: http.MethodGet, path: withLast("/v1/events", last), kind: repeatable}
 	req, err := c.request(ctx, q, nil)
 	if err != nil {
 		return false, api.NewError(api.CodeBadRequest, "making the request: "+err.Error(), err)

@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"net/http"
-	"net/url"
 	"time"
 
 	"kmsd/kms/api"
@@ -33,14 +32,7 @@ func (c *Client) Groups(ctx context.Context) (api.Status, error) {
 
 // Group shows one group.
 func (c *Client) Group(ctx context.Context, group string) (api.Group, error) {
-	return ask[api.Group](ctx, c, question{method: http.MethodGet, path: "/v1/groups/" + url.PathEscape(group), kind: repeatable})
-}
-
-// Recover tries to bring a lost member back now. Status tells how it went.
-func (c *Client) Recover(ctx context.Context, group, member string) error {
-	path := "/v1/groups/" + url.PathEscape(group) + "/members/" + url.PathEscape(member) + "/recover"
-	_, err := ask[api.Member](ctx, c, question{method: http.MethodPost, path: path, kind: repeatable})
-	return err
+	return ask[api.Group](ctx, c, question{method: http.MethodGet, path: groupPath(group), kind: repeatable})
 }
 
 // Ready says whether keys can be used. It needs no token. The error is nil also

@@ -18,7 +18,7 @@ import (
 	"kmsd/kms/api"
 )
 
-// The one group of a Memory, and its members.
+// The one group of a Memory, and the member that it begins with.
 const (
 	MemoryGroup  = "default"
 	MemoryMember = "hsm-a"
@@ -36,9 +36,15 @@ type Memory struct {
 	mu      sync.Mutex // guards the rest
 	keys    map[string]*memoryKey
 	readers map[chan api.Event]struct{}
+	members []api.Member
+	born    bool        // members has been filled
+	log     []api.Event // of members
 }
 
-var _ api.Service = (*Memory)(nil)
+var (
+	_ api.Service = (*Memory)(nil)
+	_ api.Admin   = (*Memory)(nil)
+)
 
 // memoryKey is a key and what its versions hold, in the order of their numbers.
 type memoryKey struct {
@@ -125,7 +131,7 @@ func (m *Memory) CreateMasterKey(ctx context.Context, name string, opts api.KeyO
 		Name: name, Group: MemoryGroup, Type: cmp.Or(opts.Type, "aes-256"), State: api.StateEnabled,
 		MinCopies: cmp.Or(opts.MinCopies, 1), RotationPeriod: opts.RotationPeriod, Created: time.Now().UTC(),
 	}}
-	if err := k.rotate(); err != nil {
+	if err := k.rotate(m.holdersLocked()); err != nil {
 		return api.Key{}, err
 	}
 	if m.keys == nil {
@@ -137,7 +143,7 @@ func (m *Memory) CreateMasterKey(ctx context.Context, name string, opts api.KeyO
 }
 
 // rotate adds the next version.
-func (k *memoryKey) rotate() error {
+func (k *memoryKey) rotate(holders []string) error {
 	s, public, err := generate(k.Type)
 	if err != nil {
 		return err
@@ -147,7 +153,7 @@ func (k *memoryKey) rotate() error {
 	k.Primary = len(k.secrets)
 	k.Versions = append(k.Versions, api.Version{
 		Number: k.Primary, State: api.StateEnabled, Created: time.Now().UTC(), CheckValue: hex.EncodeToString(check[:]),
-		PublicKey: public, Copies: []string{MemoryMember},
+		PublicKey: public, Copies: holders,
 	})
 	return nil
 }
@@ -215,13 +221,13 @@ func (m *Memory) Rotate(ctx context.Context, name string) (int, error) {
 	return v.Number, err
 }
 
-// RotateWith makes the next version. There is one member, so no choice matters.
+// RotateWith makes the next version. Every member takes it, so no choice matters.
 func (m *Memory) RotateWith(ctx context.Context, name string, _ api.RotateOptions) (api.Version, error) {
 	k, err := m.change(ctx, "Rotate", name, "rotated", func(k *memoryKey) error {
 		if err := k.is(api.StateEnabled); err != nil {
 			return err
 		}
-		return k.rotate()
+		return k.rotate(m.holdersLocked())
 	})
 	if err != nil {
 		return api.Version{}, err
@@ -280,7 +286,9 @@ func (m *Memory) Verify(ctx context.Context, name string) (api.Verification, err
 	v := api.Verification{Name: name, OK: true, Copies: []api.Copy{}}
 	err := m.with(ctx, "Verify", name, func(k *memoryKey) error {
 		for _, version := range k.Versions {
-			v.Copies = append(v.Copies, api.Copy{Version: version.Number, Member: MemoryMember, State: "ok", CheckValue: version.CheckValue})
+			for _, member := range version.Copies {
+				v.Copies = append(v.Copies, api.Copy{Version: version.Number, Member: member, State: "ok", CheckValue: version.CheckValue})
+			}
 		}
 		return nil
 	})
@@ -303,27 +311,11 @@ func (m *Memory) Random(ctx context.Context, group string, n int) ([]byte, error
 	return b, nil
 }
 
-// Status shows one group with one member.
+// Status shows the one group.
 func (m *Memory) Status() api.Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return api.Status{Version: "memory", Groups: []api.Group{{
-		Name: MemoryGroup, State: api.GroupNormal, Primary: MemoryMember, MinCopies: 1, Keys: len(m.keys),
-		Members: []api.Member{{
-			Name: MemoryMember, Driver: "memory", Role: api.RoleActive, State: api.MemberActive, CKR: "CKR_OK", Keys: len(m.keys),
-		}},
-	}}}
-}
-
-// Recover tells the readers of events, so that a test sees that it was called.
-func (m *Memory) Recover(ctx context.Context, group, member string) error {
-	if err := m.begin(ctx, "Recover", ""); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.tellLocked(api.Event{Time: time.Now(), Type: "member", Group: group, Member: member, To: "active", Cause: "recover was asked for"})
-	return nil
+	return api.Status{Version: "memory", Groups: []api.Group{m.groupLocked()}}
 }
 
 // Ready says what Unready does not.

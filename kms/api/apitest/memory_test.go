@@ -10,3 +10,9 @@ import (
 func TestMemory(t *testing.T) {
 	apitest.Run(t, func(*testing.T) api.Service { return new(apitest.Memory) })
 }
+
+func TestMemoryIsOperated(t *testing.T) {
+	apitest.RunAdmin(t, func(*testing.T) (apitest.Operated, func(string) api.MemberSpec) {
+		return new(apitest.Memory), apitest.MemorySpare
+	})
+}

@@ -57,6 +57,8 @@ type Record struct {
 	Items         int    // in a batch; 0 when it was none
 	Failed        int    // items of the batch that failed
 	AllowDegraded bool   // fewer copies than min_copies were asked for
+	Force         bool   // a member was to go although it was the last
+	Adopt         bool   // unknown objects of a token were to become keys
 	Suppressed    int    // requests without a principal that have no record of their own
 	Outcome       string // "ok", or the code of the error
 	Duration      time.Duration

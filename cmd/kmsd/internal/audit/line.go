@@ -58,9 +58,9 @@ func appendRecord(b []byte, r Record) []byte {
 	b = appendNumber(b, "items", int64(r.Items))
 	b = appendNumber(b, "failed", int64(r.Failed))
 	b = appendText(b, "member", r.Member)
-	if r.AllowDegraded {
-		b = append(b, `,"allow_degraded":true`...)
-	}
+	b = appendMark(b, "allow_degraded", r.AllowDegraded)
+	b = appendMark(b, "force", r.Force)
+	b = appendMark(b, "adopt", r.Adopt)
 	b = appendNumber(b, "suppressed", int64(r.Suppressed))
 	b = appendText(b, "outcome", r.Outcome)
 	return strconv.AppendInt(append(b, `,"duration_us":`...), r.Duration.Microseconds(), 10)
@@ -88,6 +88,13 @@ func appendNumber(b []byte, name string, n int64) []byte {
 		return b
 	}
 	return strconv.AppendInt(appendName(b, name), n, 10)
+}
+
+func appendMark(b []byte, name string, set bool) []byte {
+	if !set {
+		return b
+	}
+	return append(appendName(b, name), "true"...)
 }
 
 func appendText(b []byte, name, text string) []byte {

@@ -45,12 +45,13 @@ func tooLarge(limit int64) error {
 	return api.NewError(api.CodeTooLarge, fmt.Sprintf("the body is longer than %d bytes", limit), nil)
 }
 
-// decodeJSON reads one JSON value with known fields and nothing after it. Messages
-// name fields and types but never values, which may be secret.
-func decodeJSON[Req any](body []byte) (Req, error) {
+// decodeJSON reads one JSON value with known fields and nothing after it; no body at
+// all is the zero value, where it is optional. Messages name fields and types but
+// never values, which may be secret.
+func decodeJSON[Req any](body []byte, optional bool) (Req, error) {
 	var req Req
 	if len(bytes.TrimSpace(body)) == 0 {
-		if _, ok := any(req).(none); ok {
+		if optional {
 			return req, nil
 		}
 		return req, badRequest("the body is empty, want a JSON object")
@@ -143,6 +144,17 @@ func (p params) duration(name string, def time.Duration) (time.Duration, error) 
 	return d, nil
 }
 
+// flag returns a parameter that is true or false; false when it is not given.
+func (p params) flag(name string) (bool, error) {
+	switch p.values.Get(name) {
+	case "", "false":
+		return false, nil
+	case "true":
+		return true, nil
+	}
+	return false, badRequest(fmt.Sprintf("parameter %q wants true or false", name))
+}
+
 // jsonPath is the path of a field as the sender knows it: encoding/json puts the names
 // of embedded Go types into it, which begin with a capital as no field here does.
 func jsonPath(path string) string {
@@ -162,7 +174,7 @@ func jsonKind(t reflect.Type) string {
 			return "a base64 string"
 		}
 		return "a list"
-	case reflect.Struct:
+	case reflect.Struct, reflect.Map:
 		return "an object"
 	default:
 		return "a string"

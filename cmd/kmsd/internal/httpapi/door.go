@@ -22,7 +22,7 @@ type call struct {
 	request *http.Request // for path values
 	params  params
 	counted bool   // of a stranger, and not written down by itself
-	record  Record // an action fills in Version, Items, Failed, Group, AllowDegraded
+	record  Record // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt
 }
 
 // key is the name in the path, checked.
@@ -70,22 +70,36 @@ func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 }
 
 // deadline gives the request the time it may take: that of the configuration, or
-// less if the client says so. A stream has no end.
+// less if the client says so. What takes as long as a member needs gets the time that
+// the client says, but never outlives the server. A stream has no end.
 func (h *Handler) deadline(rt *route, r *http.Request) (context.Context, context.CancelFunc, error) {
 	timeout := h.cfg.Limits.Timeout
 	if s := r.Header.Get(api.TimeoutHeader); s != "" {
 		d, err := time.ParseDuration(s)
-		if err != nil || d <= 0 {
+		switch {
+		case err != nil || d <= 0:
 			return r.Context(), func() {}, badRequest("header " + api.TimeoutHeader + " wants a duration like 5s")
+		case rt.patience != hurried:
+			timeout = d
+		default:
+			timeout = min(timeout, d)
 		}
-		timeout = min(timeout, d)
+	} else if rt.patience == endless {
+		timeout = forever
 	}
 	if rt.stream {
 		return r.Context(), func() {}, nil
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
-	return ctx, cancel, nil
+	if rt.patience == hurried {
+		return ctx, cancel, nil
+	}
+	stop := context.AfterFunc(h.closing, cancel)
+	return ctx, func() { stop(); cancel() }, nil
 }
+
+// forever is longer than any request.
+const forever = 365 * 24 * time.Hour
 
 // run does all that can fail between the authentication and the audit.
 func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWriter, r *http.Request) (any, error) {
@@ -116,6 +130,10 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 		if err := c.authorise(rt); err != nil {
 			return nil, err
 		}
+	}
+	if rt.patience != hurried { // the server's own deadlines are for what ends soon
+		rc := http.NewResponseController(w)
+		_, _ = rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})
 	}
 	return h.act(ctx, rt, c, req)
 }
@@ -197,7 +215,13 @@ func (h *Handler) act(ctx context.Context, rt *route, c *call, req any) (answer 
 			answer, err = nil, fmt.Errorf("panic in action %s", rt.action)
 		}
 	}()
-	return rt.act(ctx, c, req)
+	answer, err = rt.act(ctx, c, req)
+	if err != nil && rt.patience != hurried && h.closing.Err() != nil {
+		e := api.NewError(api.CodeUnavailable, "kmsd is being stopped", err)
+		e.Hint = "ask again when it runs: what is done stays done, and the rest is done then"
+		err = e
+	}
+	return answer, err
 }
 
 // audit records how the request ended and returns the error to answer with, nil

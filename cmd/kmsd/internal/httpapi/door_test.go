@@ -24,6 +24,7 @@ type request struct {
 	method, path, body string
 	row                httpapi.Row
 	key                string // that the record has to name
+	member             string // the same
 }
 
 // workingRequests returns one for each route, in an order in which all of them
@@ -68,7 +69,16 @@ func workingRequests(t testing.TB, service *apitest.Memory) []request {
 		{method: "GET", path: "/v1/random?bytes=16"},
 		{method: "GET", path: "/v1/groups"},
 		{method: "GET", path: "/v1/groups/default"},
-		{method: "POST", path: "/v1/groups/default/members/hsm-a/recover"},
+		{method: "POST", path: "/v1/groups/default/members/hsm-a/recover", member: "hsm-a"},
+		{method: "POST", path: "/v1/groups/default/members", body: `{"name":"hsm-b","driver":"softhsm","pin":{"file":"/b.pin"},"settings":{"token_label":"b"}}`},
+		{method: "PATCH", path: "/v1/groups/default/members/hsm-b", body: `{"role":"standby"}`, member: "hsm-b"},
+		{method: "POST", path: "/v1/groups/default/members/hsm-b/drain", member: "hsm-b"},
+		{method: "POST", path: "/v1/groups/default/members/hsm-b/replace", member: "hsm-b"},
+		{method: "DELETE", path: "/v1/groups/default/members/hsm-b?force=true", member: "hsm-b"},
+		{method: "POST", path: "/v1/groups/default/sync", body: `{"adopt":true}`},
+		{method: "POST", path: "/v1/groups/default/reinitialize"},
+		{method: "POST", path: "/v1/groups/default/check"},
+		{method: "GET", path: "/v1/log?last=2"},
 		{method: "GET", path: "/v1/events"},
 	}
 	missing := make(map[httpapi.Row]bool)
@@ -140,6 +150,9 @@ func TestEveryRouteIsGuardedAndAudited(t *testing.T) {
 				}
 				if c.principal != "" && got.Key != r.key {
 					t.Errorf("with token %q: the record names key %q, want %q", c.token, got.Key, r.key)
+				}
+				if c.principal != "" && r.member != "" && (got.Member != r.member || got.Group != "default") {
+					t.Errorf("with token %q: the record names member %s/%s, want default/%s", c.token, got.Group, got.Member, r.member)
 				}
 			}
 		})
@@ -233,7 +246,7 @@ func TestNoSuchRoute(t *testing.T) {
 	k := start(t, new(apitest.Memory), nil)
 	for _, path := range []string{
 		"/", "/v1", "/v1/", "/v1/keys/", "/v1/keys//wrap", "/v1//keys", "/v1/keys/a/../b", "/v1/keys/./a", "//v1/keys", "/v1/keys/a/wrap/",
-		"/v1/databases", "/metrics", "/ui/", "/v1/groups/default/members", "/livez/", "/v1/keys/a%2f%2fwrap",
+		"/v1/databases", "/metrics", "/ui/", "/v1/groups/default/nothing", "/livez/", "/v1/keys/a%2f%2fwrap",
 	} {
 		a := k.ask(t, "GET", path, adminToken, "")
 		if e := a.wants(t, 404, api.CodeNotFound); e.Message != "no such route" {

@@ -25,31 +25,6 @@ func (c *call) group(name string) (api.Group, error) {
 	return api.Group{}, api.NewError(api.CodeNotFound, "no group is named "+clip(name), nil)
 }
 
-// recoverMember answers with the member as it is when the attempt has begun.
-func recoverMember(ctx context.Context, c *call, _ none) (api.Member, error) {
-	group, member := c.request.PathValue("group"), c.request.PathValue("member")
-	if _, err := c.member(group, member); err != nil {
-		return api.Member{}, err
-	}
-	if err := c.service.Recover(ctx, group, member); err != nil {
-		return api.Member{}, err
-	}
-	return c.member(group, member)
-}
-
-func (c *call) member(group, name string) (api.Member, error) {
-	g, err := c.group(group)
-	if err != nil {
-		return api.Member{}, err
-	}
-	for _, m := range g.Members {
-		if m.Name == name {
-			return m, nil
-		}
-	}
-	return api.Member{}, api.NewError(api.CodeNotFound, "no member of group "+g.Name+" is named "+clip(name), nil)
-}
-
 func random(ctx context.Context, c *call, _ none) (api.RandomBody, error) {
 	const byDefault = 32
 	n, err := c.params.number("bytes", byDefault, api.MaxRandom)

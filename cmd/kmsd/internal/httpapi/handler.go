@@ -21,7 +21,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -32,9 +31,7 @@ import (
 // Service is what the routes call.
 type Service interface {
 	api.Service
-	// Recover tries to bring a lost member back now. It returns when the attempt
-	// is under way; Status tells how it went.
-	Recover(ctx context.Context, group, member string) error
+	api.Admin
 	// Ready says from memory whether keys can be used.
 	Ready() api.Readiness
 }
@@ -77,8 +74,8 @@ type Handler struct {
 	slots     chan struct{} // one token for each request in flight
 	streams   *streams
 
-	closing   chan struct{} // closed by Close; ends the event streams
-	closeOnce sync.Once
+	closing context.Context // ended by Close, and with it what does not end by itself
+	close   context.CancelFunc
 }
 
 // New returns the handler of the whole API.
@@ -106,14 +103,15 @@ func New(cfg Config) (*Handler, error) {
 		rates:     newRates(cfg.Limits.Rate, cfg.Limits.Burst),
 		slots:     make(chan struct{}, cfg.Limits.InFlight),
 		streams:   newStreams(cfg.Limits.Streams, cfg.Limits.StreamsEach),
-		closing:   make(chan struct{}),
 	}
+	h.closing, h.close = context.WithCancel(context.Background())
 	h.register()
 	return h, nil
 }
 
-// Close ends the event streams. Other requests end by themselves.
-func (h *Handler) Close() { h.closeOnce.Do(func() { close(h.closing) }) }
+// Close ends the event streams, and the work on members that may take long. Other
+// requests end by themselves.
+func (h *Handler) Close() { h.close() }
 
 // Flush writes down what the audit log has not been told yet. Call it when no request
 // is left.

@@ -51,8 +51,9 @@ func destroyKey(ctx context.Context, c *call, _ none) (api.Key, error) {
 	return c.service.Destroy(ctx, c.key(), window)
 }
 
-func rotateKey(ctx context.Context, c *call, _ none) (api.VersionBody, error) {
-	v, err := c.service.RotateWith(ctx, c.key(), api.RotateOptions{})
+func rotateKey(ctx context.Context, c *call, req api.RotateOptions) (api.VersionBody, error) {
+	c.record.AllowDegraded = req.AllowDegraded
+	v, err := c.service.RotateWith(ctx, c.key(), req)
 	c.record.Version = v.Number
 	return api.VersionBody{Version: v.Number, Copies: v.Copies}, err
 }

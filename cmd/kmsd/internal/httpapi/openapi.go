@@ -78,16 +78,28 @@ func (s schemas) operation(rt *route) object {
 	op := object{
 		"operationId": operationID(rt.method, rt.pattern),
 		"summary":     rt.summary,
-		"description": "Action in policies: " + rt.action + ".",
+		"description": "Action in policies: " + rt.action + "." + timeAllowed(rt),
 		"responses":   object{"200": s.success(rt), "default": object{"$ref": "#/components/responses/error"}},
 	}
 	if params := parameters(rt); len(params) > 0 {
 		op["parameters"] = params
 	}
 	if rt.request != reflect.TypeFor[none]() {
-		op["requestBody"] = object{"required": true, "content": jsonContent(s.of(rt.request, true))}
+		op["requestBody"] = object{"required": !rt.optional, "content": jsonContent(s.of(rt.request, true))}
 	}
 	return op
+}
+
+// timeAllowed says how long a route takes when that is not what all take.
+func timeAllowed(rt *route) string {
+	switch rt.patience {
+	case patient:
+		return " It has 30 seconds, or as long as " + api.TimeoutHeader + " says."
+	case endless:
+		return " It has as long as " + api.TimeoutHeader + " says, else as long as the connection lasts."
+	default:
+		return ""
+	}
 }
 
 func (s schemas) success(rt *route) object {
@@ -177,6 +189,10 @@ func (s schemas) of(t reflect.Type, request bool) object {
 		return object{"type": "boolean"}
 	case reflect.String:
 		return text()
+	case reflect.Float64:
+		return object{"type": "number"}
+	case reflect.Map:
+		return object{"type": "object", "additionalProperties": s.of(t.Elem(), request)}
 	default:
 		return object{"type": "integer"}
 	}

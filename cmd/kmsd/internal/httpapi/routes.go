@@ -30,10 +30,22 @@ type route struct {
 	keyIn  func(any) string // the key's name in the decoded body; nil when it is not there
 	stream bool             // answers with server-sent events
 
+	optional bool     // the body may be empty
+	patience patience // how long it may take
+
 	request, answer reflect.Type
 	decode          func(body []byte) (any, error)
 	act             func(ctx context.Context, c *call, req any) (any, error)
 }
+
+// patience says how long a request may take.
+type patience int
+
+const (
+	hurried patience = iota // the time of every request, or less if the client says so
+	patient                 // the same, or more if the client says so
+	endless                 // what the client says, else as long as its connection lasts
+)
 
 // param is a query parameter.
 type param struct {
@@ -45,7 +57,10 @@ type param struct {
 // returns a value; it cannot answer by itself.
 func on[Req, Ans any](rt route, act func(ctx context.Context, c *call, req Req) (Ans, error)) *route {
 	rt.request, rt.answer = reflect.TypeFor[Req](), reflect.TypeFor[Ans]()
-	rt.decode = func(body []byte) (any, error) { return decodeJSON[Req](body) }
+	if rt.request == reflect.TypeFor[none]() {
+		rt.optional = true
+	}
+	rt.decode = func(body []byte) (any, error) { return decodeJSON[Req](body, rt.optional) }
 	rt.act = func(ctx context.Context, c *call, req any) (any, error) { return act(ctx, c, req.(Req)) }
 	return &rt
 }
@@ -64,6 +79,13 @@ func aboutKey(method, below, action, summary string) route {
 
 func (rt route) with(query ...param) route { rt.query = query; return rt }
 func (rt route) upTo(body int64) route     { rt.maxBody = body; return rt }
+func (rt route) bodyOptional() route       { rt.optional = true; return rt }
+func (rt route) takes(p patience) route    { rt.patience = p; return rt }
+
+// aboutMember is a row for what an operator does to members.
+func aboutMember(method, below, summary string) route {
+	return about(method, "/v1/groups/{group}"+below, "group-admin", summary).takes(patient)
+}
 
 // routes is the table of everything that needs a principal.
 func routes() []*route {
@@ -76,7 +98,8 @@ func routes() []*route {
 		with(prefixParam, limitParam, afterParam)
 	list.subject = "prefix"
 
-	events := about(get, "/v1/events", "group-read", "Follow what happens to groups, members and keys, as server-sent events.")
+	events := about(get, "/v1/events", "group-read", "Follow what happens to groups, members and keys, as server-sent events, after the last of what has happened to groups and members.").
+		with(lastParam)
 	events.stream = true
 
 	return []*route{
@@ -86,7 +109,7 @@ func routes() []*route {
 		on(aboutKey(patch, "", "update", "Change what a key's owner may change."), updateKey),
 		on(aboutKey(del, "", "destroy", "Schedule the destruction of every version after the window; 0s destroys at once.").with(windowParam), destroyKey),
 		on(aboutKey(post, "/restore", "restore", "Take a scheduled destruction back."), named(Service.Restore)),
-		on(aboutKey(post, "/rotate", "rotate", "Make the next version. Old versions still unwrap."), rotateKey),
+		on(aboutKey(post, "/rotate", "rotate", "Make the next version. Old versions still unwrap.").bodyOptional(), rotateKey),
 		on(aboutKey(post, "/disable", "disable", "Refuse every use of a key until it is enabled."), named(Service.Disable)),
 		on(aboutKey(post, "/enable", "enable", "Let a disabled key be used again."), named(Service.Enable)),
 		on(aboutKey(post, "/verify", "verify", "Ask every member for its copy of every version."), named(Service.Verify)),
@@ -104,7 +127,18 @@ func routes() []*route {
 		on(about(get, "/v1/random", "random", "Return random bytes from an HSM.").with(bytesParam, groupParam), random),
 		on(about(get, "/v1/groups", "group-read", "Show every group and its members."), listGroups),
 		on(about(get, "/v1/groups/{group}", "group-read", "Show a group and its members."), showGroup),
-		on(about(post, "/v1/groups/{group}/members/{member}/recover", "group-admin", "Try now to bring a lost member back."), recoverMember),
+
+		on(aboutMember(post, "/members", "Take a member into a group; the answer comes when it is in step."), addMember),
+		on(aboutMember(del, "/members/{member}", "Drain a member and forget it; its token keeps its keys.").with(forceParam), removeMember),
+		on(aboutMember(patch, "/members/{member}", "Make a member active or standby, and end a drain.").with(forceParam), setRole),
+		on(aboutMember(post, "/members/{member}/recover", "Try now to bring a lost member back; the answer comes when the attempt has ended."), recoverMember),
+		on(aboutMember(post, "/members/{member}/drain", "Let a member finish what it has and give it nothing new.").with(forceParam), drainMember),
+		on(aboutMember(post, "/members/{member}/replace", "Accept another token under the name of a member, and with a body another HSM.").bodyOptional(), replaceMember),
+		on(aboutMember(post, "/sync", "Compare every member in step with the catalog and mend what differs.").bodyOptional().takes(endless), syncGroup),
+		on(aboutMember(post, "/reinitialize", "Try now to bring back every member that is away, also those given up."), reinitializeGroup),
+		on(aboutMember(post, "/check", "Ask every member whether it still fits the group, with a canary key, and change nothing."), checkGroup),
+
+		on(about(get, "/v1/log", "group-read", "Show the last that has happened to groups and members, oldest first.").with(lastParam), showLog),
 		on(events, follow),
 	}
 }
@@ -135,6 +169,8 @@ var (
 	limitParam  = param{"limit", "Keys on a page; 100 if not given.", number(1, api.MaxPage)}
 	windowParam = param{"window", "How long the key can be restored, a Go duration; 720h if not given.", text()}
 	bytesParam  = param{"bytes", "How many; 32 if not given.", number(1, api.MaxRandom)}
+	lastParam   = param{"last", "How many of the events that are remembered; if not given, all of them in the log and none before a stream.", number(1, api.MaxLog)}
+	forceParam  = param{"force", "Do it although nobody else serves, or a key loses its last copy.", map[string]any{"type": "boolean"}}
 	groupParam  = param{"group", "Whose random source; the default group if not given.", text()}
 )
 

@@ -24,6 +24,13 @@ func TestServiceOverTLS(t *testing.T) {
 	})
 }
 
+// The same for what an operator does.
+func TestOperatedOverTLS(t *testing.T) {
+	apitest.RunAdmin(t, func(t *testing.T) (apitest.Operated, func(string) api.MemberSpec) {
+		return start(t, new(apitest.Memory), nil).client(t, nil), apitest.MemorySpare
+	})
+}
+
 // A certificate is as good as a token.
 func TestClientCertificate(t *testing.T) {
 	k := start(t, new(apitest.Memory), nil)

@@ -1,0 +1,124 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+
+	"kmsd/kms/api"
+)
+
+// member is the one in the path.
+func (c *call) member() (api.Member, error) {
+	g, err := c.group(c.request.PathValue("group"))
+	if err != nil {
+		return api.Member{}, err
+	}
+	name := c.request.PathValue("member")
+	for _, m := range g.Members {
+		if m.Name == name {
+			return m, nil
+		}
+	}
+	return api.Member{}, api.NewError(api.CodeNotFound, "no member of group "+g.Name+" is named "+clip(name), nil)
+}
+
+// forced reads the parameter force, for the action and for the record.
+func (c *call) forced() (bool, error) {
+	force, err := c.params.flag("force")
+	c.record.Force = force
+	return force, err
+}
+
+// onMember calls do for the member in the path, if there is such a member.
+func onMember[Ans any](c *call, do func(group, member string) (Ans, error)) (Ans, error) {
+	if _, err := c.member(); err != nil {
+		var zero Ans
+		return zero, err
+	}
+	return do(c.request.PathValue("group"), c.request.PathValue("member"))
+}
+
+// onGroup is the same for the group in the path.
+func onGroup[Ans any](c *call, do func(group string) (Ans, error)) (Ans, error) {
+	name := c.request.PathValue("group")
+	if _, err := c.group(name); err != nil {
+		var zero Ans
+		return zero, err
+	}
+	return do(name)
+}
+
+func addMember(ctx context.Context, c *call, spec api.MemberSpec) (api.Member, error) {
+	c.record.Member = clip(spec.Name)
+	return onGroup(c, func(group string) (api.Member, error) { return c.service.AddMember(ctx, group, spec) })
+}
+
+// removeMember answers with the group that is left.
+func removeMember(ctx context.Context, c *call, _ none) (api.Group, error) {
+	force, err := c.forced()
+	if err != nil {
+		return api.Group{}, err
+	}
+	return onMember(c, func(group, member string) (api.Group, error) {
+		if err := c.service.RemoveMember(ctx, group, member, force); err != nil {
+			return api.Group{}, err
+		}
+		return c.group(group)
+	})
+}
+
+// replaceMember takes the name from the path. A body may repeat it.
+func replaceMember(ctx context.Context, c *call, spec *api.MemberSpec) (api.Member, error) {
+	return onMember(c, func(group, member string) (api.Member, error) {
+		if spec != nil && spec.Name != "" && spec.Name != member {
+			return api.Member{}, badRequest(fmt.Sprintf("the path says member %s and the body %s; a member keeps its name", member, clip(spec.Name)))
+		}
+		if spec != nil {
+			spec.Name = member
+		}
+		return c.service.ReplaceMember(ctx, group, member, spec)
+	})
+}
+
+func setRole(ctx context.Context, c *call, req api.RoleBody) (api.Member, error) {
+	force, err := c.forced()
+	if err != nil {
+		return api.Member{}, err
+	}
+	return onMember(c, func(group, member string) (api.Member, error) {
+		return c.service.SetRole(ctx, group, member, req.Role, force)
+	})
+}
+
+func drainMember(ctx context.Context, c *call, _ none) (api.Member, error) {
+	force, err := c.forced()
+	if err != nil {
+		return api.Member{}, err
+	}
+	return onMember(c, func(group, member string) (api.Member, error) {
+		return c.service.Drain(ctx, group, member, force)
+	})
+}
+
+// recoverMember answers with the member as it is after the attempt.
+func recoverMember(ctx context.Context, c *call, _ none) (api.Member, error) {
+	return onMember(c, func(group, member string) (api.Member, error) {
+		if err := c.service.Recover(ctx, group, member); err != nil {
+			return api.Member{}, err
+		}
+		return c.member()
+	})
+}
+
+func syncGroup(ctx context.Context, c *call, opts api.SyncOptions) (api.SyncReport, error) {
+	c.record.Adopt = opts.Adopt
+	return onGroup(c, func(group string) (api.SyncReport, error) { return c.service.Sync(ctx, group, opts) })
+}
+
+func reinitializeGroup(ctx context.Context, c *call, _ none) (api.Group, error) {
+	return onGroup(c, func(group string) (api.Group, error) { return c.service.Reinitialize(ctx, group) })
+}
+
+func checkGroup(ctx context.Context, c *call, _ none) (api.GroupCheck, error) {
+	return onGroup(c, func(group string) (api.GroupCheck, error) { return c.service.Check(ctx, group) })
+}
