@@ -62,7 +62,7 @@ func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 		err = encode(out, answer)
 		wipe(answer)
 	}
-	if e := h.audit(ctx, c, err); e != nil {
+	if e := h.finish(ctx, c, err); e != nil {
 		h.answerError(w, statusOf(e.Code), e)
 		return
 	}
@@ -280,8 +280,12 @@ func encode(out *bytes.Buffer, answer any) error {
 
 // answer writes a whole answer. A client that is gone is not worth a line.
 func (h *Handler) answer(w http.ResponseWriter, status int, body []byte) {
+	h.answerAs(w, status, "application/json", body)
+}
+
+func (h *Handler) answerAs(w http.ResponseWriter, status int, contentType string, body []byte) {
 	head := w.Header()
-	head.Set("Content-Type", "application/json")
+	head.Set("Content-Type", contentType)
 	head.Set("Content-Length", strconv.Itoa(len(body)))
 	head.Set("Cache-Control", "no-store")
 	head.Set("X-Content-Type-Options", "nosniff")
@@ -311,6 +315,14 @@ func (h *Handler) answerError(w http.ResponseWriter, status int, e *api.Error) {
 // servePublic answers what everybody may ask.
 func (h *Handler) servePublic(rt publicRoute, w http.ResponseWriter, _ *http.Request) {
 	status, body := rt.answer(h)
+	switch body := body.(type) {
+	case exposition:
+		h.answerAs(w, status, metricsType, body)
+		return
+	case *api.Error:
+		h.answerError(w, status, body)
+		return
+	}
 	out := buffers.Get().(*bytes.Buffer)
 	defer giveBack(out)
 	if err := encode(out, body); err != nil {

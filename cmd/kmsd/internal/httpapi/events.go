@@ -72,7 +72,7 @@ func (h *Handler) serveStream(c *call, s eventStream, w http.ResponseWriter, r *
 		defer func() { cancel(); <-ended }()
 		past, err = s.past(ctx)
 	}
-	if e := h.audit(r.Context(), c, err); e != nil {
+	if e := h.finish(r.Context(), c, err); e != nil {
 		h.refuse(w, e)
 		return
 	}

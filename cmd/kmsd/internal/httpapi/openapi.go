@@ -114,13 +114,18 @@ func (s schemas) success(rt *route) object {
 }
 
 func (s schemas) publicOperation(rt publicRoute) object {
-	schema := object{"type": "object"}
-	if rt.answers != nil {
-		schema = s.of(rt.answers, false)
+	var content object
+	switch rt.answers {
+	case nil:
+		content = jsonContent(object{"type": "object"})
+	case expositionType:
+		content = object{"text/plain": object{"schema": text()}}
+	default:
+		content = jsonContent(s.of(rt.answers, false))
 	}
-	responses := object{"200": object{"description": "Yes.", "content": jsonContent(schema)}}
+	responses := object{"200": object{"description": "Yes.", "content": content}}
 	if rt.answers == reflect.TypeFor[api.Readiness]() {
-		responses["503"] = object{"description": "No.", "content": jsonContent(schema)}
+		responses["503"] = object{"description": "No.", "content": content}
 	}
 	return object{
 		"operationId": operationID(http.MethodGet, rt.pattern),

@@ -159,6 +159,7 @@ func publicRoutes() []publicRoute {
 	return []publicRoute{
 		{"/livez", "Say that the process answers.", reflect.TypeFor[liveness](), live},
 		{"/readyz", "Say whether a wrap and unwrap succeeded on a member in the last few seconds: 200, else 503.", reflect.TypeFor[api.Readiness](), ready},
+		{"/metrics", "Show numbers about groups, members and requests to Prometheus.", expositionType, metrics},
 		{"/openapi.json", "Describe this API.", nil, openapi},
 	}
 }
