@@ -29,6 +29,7 @@ import (
 	"kmsd/cmd/kmsd/internal/auth"
 	"kmsd/cmd/kmsd/internal/config"
 	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/cmd/kmsd/internal/metrics"
 	"kmsd/kms"
 	"kmsd/kms/catalog/boltcat"
 )
@@ -94,7 +95,11 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, service.Close()) }()
 
-	handler, err := httpapi.New(httpapi.Config{Service: service, Auth: guard{principals}, Audit: scribe{trail}, Logger: log.Named("http")})
+	numbers := metrics.New(service, version())
+	handler, err := httpapi.New(httpapi.Config{
+		Service: service, Auth: guard{principals}, Audit: scribe{trail}, Logger: log.Named("http"),
+		Observe: numbers.Observe, Metrics: numbers.Text,
+	})
 	if err != nil {
 		return err
 	}
