@@ -158,7 +158,7 @@ func (c *checker) request(r Request) {
 		c.report(OtherBytes, "%s opened an envelope that nobody was given", name)
 	case r.Op == Unwrap && r.Plain != want:
 		c.report(OtherBytes, "%s returned %s for %s", name, r.Plain, want)
-	case r.Op == VerifyS && !r.Valid:
+	case r.Op == VerifySignature && !r.Valid:
 		c.report(BadSig, "%s", name)
 	}
 	if (r.Op == Create || r.Op == Rotate) && len(r.Copies) < r.Least {

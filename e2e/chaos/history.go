@@ -14,13 +14,13 @@ import (
 type Op string
 
 const (
-	Wrap    Op = "wrap"
-	Unwrap  Op = "unwrap"
-	Rewrap  Op = "rewrap"
-	DataKey Op = "datakey"
-	Sign    Op = "sign"
-	VerifyS Op = "verify-signature"
-	Random  Op = "random"
+	Wrap            Op = "wrap"
+	Unwrap          Op = "unwrap"
+	Rewrap          Op = "rewrap"
+	DataKey         Op = "datakey"
+	Sign            Op = "sign"
+	VerifySignature Op = "verify-signature"
+	Random          Op = "random"
 
 	Create  Op = "create"
 	Rotate  Op = "rotate"
@@ -32,7 +32,7 @@ const (
 // idempotent says whether a client may send it twice.
 func (o Op) idempotent() bool {
 	switch o {
-	case Wrap, Unwrap, Rewrap, DataKey, Sign, VerifyS, Random:
+	case Wrap, Unwrap, Rewrap, DataKey, Sign, VerifySignature, Random:
 		return true
 	default:
 		return false

@@ -12,6 +12,7 @@ package chaos
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -118,8 +119,16 @@ type Plan struct {
 
 // New makes the plan of a seed: the same one for the same arguments. Kinds come in
 // rounds, each in another order, so that a plan as long as there are kinds has all of
-// them. At least two members are needed, as one is always left whole.
-func New(seed uint64, faults, members int) (Plan, error) {
+// them. No kinds means all. At least two members are needed, as one is always left whole.
+func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
+	if len(kinds) == 0 {
+		kinds = Kinds()
+	}
+	for _, k := range kinds {
+		if !slices.Contains(Kinds(), k) {
+			return Plan{}, fmt.Errorf("no fault is named %q; there are %q", k, Kinds())
+		}
+	}
 	if members < 2 || faults < 0 {
 		return Plan{}, fmt.Errorf("%d faults on %d members: one member is always left whole, so at least 2 are needed", faults, members)
 	}
@@ -128,7 +137,7 @@ func New(seed uint64, faults, members int) (Plan, error) {
 	var deck []Kind
 	for len(p.Steps) < faults {
 		if len(deck) == 0 {
-			deck = Kinds()
+			deck = slices.Clone(kinds)
 			r.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
 		}
 		p.Steps = append(p.Steps, step(r, deck[0], members))

@@ -1,0 +1,226 @@
+package chaos_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"kmsd/e2e/chaos"
+)
+
+var (
+	seed     = flag.Uint64("seed", 0, "the seed of the faults; 0: the fixed one and a new one, each with its own run")
+	faults   = flag.Int("faults", 22, "how many faults a run has; 22 have every kind once")
+	members  = flag.Int("members", 3, "how many members the group has")
+	kinds    = flag.String("kinds", "", "only faults of these kinds, separated by commas; \"\" means all")
+	planOnly = flag.Bool("plan", false, "print the plan of the seed and do nothing")
+)
+
+// fixedSeed is run by everybody, so that at least one run is the same everywhere.
+const fixedSeed = 1
+
+// bin is the folder with the programs; set once, before any test.
+var bin string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kmsd-chaos-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin = dir
+	for _, p := range []struct{ cgo, out, pkg string }{
+		{"0", "kmsd", "kmsd/cmd/kmsd"},
+		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
+		{"0", "chaos-driver", "kmsd/e2e/chaos/driver"},
+	} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", p.pkg, err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// TestChaos carries out the faults of a seed while programs wrap, unwrap and sign and
+// operators make, rotate and destroy keys, and then checks every promise.
+func TestChaos(t *testing.T) {
+	seeds := []uint64{*seed}
+	if *seed == 0 {
+		seeds = []uint64{fixedSeed, uint64(rand.Uint32())}
+	}
+	var only []chaos.Kind
+	for k := range strings.SplitSeq(*kinds, ",") {
+		if k != "" {
+			only = append(only, chaos.Kind(k))
+		}
+	}
+	for _, seed := range seeds {
+		plan, err := chaos.New(seed, *faults, *members, only...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *planOnly {
+			t.Log(plan)
+			continue
+		}
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { carryOut(t, plan) })
+	}
+}
+
+// carryOut is one run.
+func carryOut(t *testing.T, plan chaos.Plan) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("to try it again: make chaos SEED=%d FAULTS=%d MEMBERS=%d\n%v", plan.Seed, len(plan.Steps), plan.Members, plan)
+		}
+	})
+	s := newSite(t, plan.Members)
+	history := new(chaos.History)
+	load := startLoad(t, s, history)
+	begin := time.Now()
+	done := s.suffer(t, plan)
+	took := time.Since(begin)
+	load.end()
+
+	final := s.inspect(t, load)
+	requests := history.Requests()
+	t.Logf("seed %d: %d faults in %v, %v", plan.Seed, done, took.Round(time.Second), summary(requests))
+	for i, v := range chaos.Check(requests, final) {
+		if i == 40 {
+			t.Errorf("and more")
+			break
+		}
+		t.Error(v)
+	}
+}
+
+// stepTime is how long a fault may take with everything until the group is whole
+// again.
+const stepTime = time.Minute
+
+// suffer carries out the steps of a plan in their order, each as soon as the member
+// it hurts is whole and another one stays so, and returns how many there were when
+// the last has been healed.
+func (s *site) suffer(t *testing.T, plan chaos.Plan) (done int) {
+	hurt := newTriage(plan.Members)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i, step := range plan.Steps {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
+		if err := hurt.take(ctx, step.Hurts(plan.Members)); err != nil {
+			t.Errorf("fault %d, %v, never had its turn: %v", i+1, step, err)
+			cancel()
+			return done
+		}
+		wg.Go(func() {
+			defer cancel()
+			defer hurt.giveBack(step.Hurts(plan.Members))
+			begin := time.Now()
+			err := carry[step.Kind](ctx, s, step)
+			if err != nil {
+				t.Errorf("fault %d at %s, %v: after %v: %v", i+1, begin.Format("15:04:05.000"), step, time.Since(begin).Round(time.Millisecond), err)
+			}
+			if testing.Verbose() {
+				t.Logf("%s fault %3d %v: whole after %v", begin.Format("15:04:05.000"), i+1, step, time.Since(begin).Round(time.Millisecond))
+			}
+		})
+		done++
+		pause(ctx, step.Pause)
+	}
+	return done
+}
+
+// triage sees to it that nobody is hurt twice at a time and one member stays whole.
+type triage struct {
+	members int
+
+	mu      sync.Mutex // guards the rest
+	hurt    map[int]bool
+	changed chan struct{} // closed and made anew when somebody is whole again
+}
+
+func newTriage(members int) *triage {
+	return &triage{members: members, hurt: map[int]bool{}, changed: make(chan struct{})}
+}
+
+// take waits until all of these may be hurt, and counts them as such.
+func (q *triage) take(ctx context.Context, them []int) error {
+	for {
+		changed, ok := q.tryTake(them)
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (q *triage) tryTake(them []int) (changed chan struct{}, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.hurt)+len(them) >= q.members {
+		return q.changed, false
+	}
+	for _, m := range them {
+		if q.hurt[m] {
+			return q.changed, false
+		}
+	}
+	for _, m := range them {
+		q.hurt[m] = true
+	}
+	return nil, true
+}
+
+func (q *triage) giveBack(them []int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range them {
+		delete(q.hurt, m)
+	}
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// summary counts requests and says how long they took.
+func summary(requests []chaos.Request) string {
+	failed, longest := 0, chaos.Request{}
+	for _, r := range requests {
+		if r.Code != "" {
+			failed++
+		}
+		if r.End.Sub(r.Start) > longest.End.Sub(longest.Start) {
+			longest = r
+		}
+	}
+	return fmt.Sprintf("%d requests, %d of them refused, the longest a %s of %v at %s", len(requests), failed, longest.Op,
+		longest.End.Sub(longest.Start).Round(time.Millisecond), longest.Start.Format("15:04:05.000"))
+}

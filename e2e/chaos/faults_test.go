@@ -1,0 +1,266 @@
+package chaos_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"kmsd/e2e/chaos"
+	"kmsd/internal/devserver"
+	"kmsd/internal/faultlib"
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+// carry has for each kind what hurts, waits, heals, and returns when what was hurt is
+// whole again. They are called concurrently, never for one member twice at a time.
+var carry = map[chaos.Kind]func(context.Context, *site, chaos.Step) error{
+	chaos.KillDriver:      killDriver,
+	chaos.FreezeDriver:    freezeDriver,
+	chaos.CrashAtStart:    startFault("crash"),
+	chaos.SlowStart:       slowStart,
+	chaos.Garbage:         startFault("garbage"),
+	chaos.WrongVersion:    startFault("version"),
+	chaos.KillOthers:      killOthers,
+	chaos.SessionsClosed:  libraryFault(faultlib.CloseSessions, 0),
+	chaos.LoggedOut:       libraryFault(faultlib.Logout, 0),
+	chaos.DeviceMemory:    libraryFault(faultlib.Answer, deviceMemory),
+	chaos.DeviceError:     libraryFault(faultlib.Answer, pluginproto.CKRDeviceError),
+	chaos.HungCall:        hungCall,
+	chaos.TokenRemoved:    tokenRemoved,
+	chaos.TokenReplaced:   tokenReplaced,
+	chaos.ObjectDeleted:   objectDeleted,
+	chaos.TokenDiskFull:   tokenDiskFull,
+	chaos.CatalogDiskFull: catalogDiskFull,
+	chaos.Drain:           drain,
+	chaos.Standby:         standby,
+	chaos.RemoveAdd:       removeAdd,
+	chaos.Reload:          reload,
+	chaos.KillDaemon:      func(ctx context.Context, s *site, _ chaos.Step) error { return s.restart(ctx) },
+}
+
+const deviceMemory = 0x31 // CKR_DEVICE_MEMORY
+
+// send sends a signal to the driver of a member that is whole, and returns its process
+// ID.
+func (s *site) send(ctx context.Context, h *hsm, sig syscall.Signal) (pid int, err error) {
+	m, err := s.whole(ctx, h, 0)
+	if err != nil {
+		return 0, err
+	}
+	return m.DriverPID, h.signal(m.DriverPID, sig)
+}
+
+// signal sends a signal to a driver of the member; one that has ended needs none. The
+// number may have gone to another process since.
+func (h *hsm) signal(pid int, sig syscall.Signal) error {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !bytes.HasPrefix(line, []byte(h.driver+"\x00")) {
+		return nil
+	}
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("sending %v to process %d: %w", sig, pid, err)
+	}
+	return nil
+}
+
+func killDriver(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	pid, err := s.send(ctx, h, syscall.SIGKILL)
+	if err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, pid)
+	return err
+}
+
+func freezeDriver(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	pid, err := s.send(ctx, h, syscall.SIGSTOP)
+	if err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := h.signal(pid, syscall.SIGCONT); err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, 0)
+	return err
+}
+
+// killOthers kills all drivers but one at the same moment.
+func killOthers(ctx context.Context, s *site, step chaos.Step) error {
+	pids := map[*hsm]int{}
+	for _, i := range step.Hurts(len(s.hsms)) {
+		m, err := s.whole(ctx, s.hsms[i], 0)
+		if err != nil {
+			return err
+		}
+		pids[s.hsms[i]] = m.DriverPID
+	}
+	for h, pid := range pids {
+		if err := h.signal(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+	}
+	for h, pid := range pids {
+		if _, err := s.whole(ctx, h, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// order tells the driver program of a member how to misbehave from its next start on;
+// "" ends that.
+func (h *hsm) order(fault string) error {
+	// By renaming, so that a driver never reads half of it.
+	path := h.driver + ".fault"
+	if err := os.WriteFile(path+".new", []byte(fault), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// startFault has every new driver of a member misbehave for a while.
+func startFault(fault string) func(context.Context, *site, chaos.Step) error {
+	return func(ctx context.Context, s *site, step chaos.Step) error {
+		h := s.hsms[step.Member]
+		if err := h.order(fault); err != nil {
+			return err
+		}
+		pid, err := s.send(ctx, h, syscall.SIGKILL)
+		if err == nil {
+			pause(ctx, step.Hold)
+		}
+		if err := errors.Join(err, h.order("")); err != nil {
+			return err
+		}
+		_, err = s.whole(ctx, h, pid)
+		return err
+	}
+}
+
+func slowStart(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	if err := h.order("slow " + step.Hold.String()); err != nil {
+		return err
+	}
+	pid, err := s.send(ctx, h, syscall.SIGKILL)
+	if err == nil {
+		_, err = s.whole(ctx, h, pid)
+	}
+	return errors.Join(err, h.order(""))
+}
+
+// firing is how long a fault of the library waits for the call that it is for. A
+// member that has nothing to do makes no calls.
+const firing = 2 * time.Second
+
+func libraryFault(what faultlib.What, answer uint) func(context.Context, *site, chaos.Step) error {
+	return func(ctx context.Context, s *site, step chaos.Step) error {
+		h := s.hsms[step.Member]
+		h.lib.Arm(s.t, 0, faultlib.Fault{What: what, Function: step.Function, After: uint32(step.After), Times: uint32(step.Times), Arg: uint32(answer)})
+		defer h.lib.Disarm(s.t, 0)
+		soon, cancel := context.WithTimeout(ctx, firing)
+		defer cancel()
+		// Whether all of them come depends on what the member is asked for.
+		_ = devserver.Poll(soon, func() error {
+			if left := h.lib.Left(s.t, 0); left > 0 {
+				return fmt.Errorf("%d are left", left)
+			}
+			return nil
+		})
+		h.lib.Disarm(s.t, 0)
+		_, err := s.whole(ctx, h, 0)
+		return err
+	}
+}
+
+func hungCall(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	h.lib.Arm(s.t, 0, faultlib.Fault{What: faultlib.Hang, Function: step.Function, After: uint32(step.After)})
+	pause(ctx, step.Hold)
+	h.lib.Disarm(s.t, 0)
+	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+// tokenRemoved pulls the token out, and puts it back.
+func tokenRemoved(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	away := h.tokens() + ".away"
+	if err := os.Rename(h.tokens(), away); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := os.RemoveAll(h.tokens()); err != nil { // a driver may have made it anew
+		return err
+	}
+	if err := os.Rename(away, h.tokens()); err != nil {
+		return err
+	}
+	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+// objectDeleted destroys a key on a token behind the driver, and has an operator
+// compare the members with the catalog.
+func objectDeleted(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	d, end, err := s.open(ctx, h)
+	if err != nil {
+		return err
+	}
+	objects, err := d.List(ctx)
+	if err == nil && len(objects) > 0 {
+		slices.SortFunc(objects, func(a, b pluginproto.Object) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+		err = d.Destroy(ctx, objects[step.After%len(objects)].ID)
+		if pluginproto.ClassOf(err) == pluginproto.ClassNotFound {
+			err = nil // kmsd was faster
+		}
+	}
+	end()
+	if err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := s.admin(ctx, "group sync", func(a api.Admin) error {
+		_, err := a.Sync(ctx, devserver.DefaultGroup, api.SyncOptions{})
+		return err
+	}); err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, 0)
+	return err
+}
+
+func tokenDiskFull(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	free, err := h.disk.fill()
+	if err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := free(); err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, 0)
+	return err
+}
+
+func catalogDiskFull(ctx context.Context, s *site, step chaos.Step) error {
+	s.filling.Lock() // two fillers would meet
+	defer s.filling.Unlock()
+	free, err := s.catalog.fill()
+	if err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	return free()
+}

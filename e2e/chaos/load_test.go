@@ -1,0 +1,304 @@
+package chaos_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"kmsd/e2e/chaos"
+	"kmsd/kms/api"
+	"kmsd/kms/client"
+)
+
+const (
+	// deadline is that of every request, of which most need milliseconds.
+	deadline = 10 * time.Second
+	// worksPerSecond is how many programs begin each second, whether or not the
+	// earlier ones have been answered. Each sends one to three requests.
+	worksPerSecond = 60
+	// managers make, rotate and destroy keys, each about one a second.
+	managers = 2
+)
+
+// envelope is a data key that was handed out.
+type envelope struct {
+	key          string
+	wrapped, aad []byte
+}
+
+// load is what programs and operators do during the faults. Everything is taken down
+// in the history.
+type load struct {
+	c       *client.Client // as programs use it: tries again until the deadline
+	history *chaos.History
+	keys    []string // that are only used and rotated; the last one signs
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu        sync.Mutex // guards envelopes
+	envelopes []envelope
+}
+
+const signingKey = "signer"
+
+// startLoad makes the keys and begins.
+func startLoad(t *testing.T, s *site, history *chaos.History) *load {
+	t.Helper()
+	// A program that wants to survive a restart of kmsd tries again for as long as it
+	// has time.
+	c, err := s.env.Client(1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	l := &load{c: c, history: history, keys: []string{"shop", "people", "ledger", signingKey}}
+	for _, key := range l.keys {
+		kind := ""
+		if key == signingKey {
+			kind = "ec-p256"
+		}
+		if !l.create(key, api.KeyOptions{Type: kind}) {
+			t.Fatalf("creating key %s before any fault", key)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	l.wg.Go(func() { l.programs(ctx) })
+	for m := range managers {
+		l.wg.Go(func() { l.manager(ctx, m) })
+	}
+	t.Cleanup(l.end)
+	return l
+}
+
+// end waits for every answer.
+func (l *load) end() {
+	l.stop()
+	l.wg.Wait()
+}
+
+// programs begin at a fixed rate.
+func (l *load) programs(ctx context.Context) {
+	tick := time.NewTicker(time.Second / worksPerSecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			l.wg.Go(l.work)
+		}
+	}
+}
+
+// work is what one program does.
+func (l *load) work() {
+	key := l.keys[rand.IntN(len(l.keys)-1)]
+	switch rand.IntN(10) {
+	case 0:
+		l.dataKey(key)
+	case 1:
+		if e, ok := l.any(); ok {
+			l.rewrap(e)
+		}
+	case 2:
+		if e, ok := l.any(); ok {
+			l.unwrap(e)
+		}
+	case 3:
+		l.sign()
+	case 4:
+		l.do(chaos.Request{Op: chaos.Random}, func(ctx context.Context, r *chaos.Request) error {
+			_, err := l.c.Random(ctx, "", 32)
+			return err
+		})
+	default:
+		if e, ok := l.wrap(key); ok {
+			l.unwrap(e)
+		}
+	}
+}
+
+// do sends one request and takes down how it ended. It says whether it was
+// acknowledged.
+func (l *load) do(r chaos.Request, send func(context.Context, *chaos.Request) error) bool {
+	r.Start = time.Now()
+	r.Deadline = r.Start.Add(deadline)
+	ctx, cancel := context.WithDeadline(context.Background(), r.Deadline)
+	err := send(ctx, &r)
+	r.End = time.Now()
+	cancel()
+	if err != nil {
+		e := api.AsError(err)
+		r.Code, r.Message = e.Code, e.Message
+	}
+	l.history.Add(r)
+	return err == nil
+}
+
+// any is one of the envelopes that were handed out, of the keys that are not
+// destroyed.
+func (l *load) any() (envelope, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for range 4 {
+		if len(l.envelopes) == 0 {
+			break
+		}
+		e := l.envelopes[rand.IntN(len(l.envelopes))]
+		for _, key := range l.keys {
+			if key == e.key {
+				return e, true
+			}
+		}
+	}
+	return envelope{}, false
+}
+
+func (l *load) keep(e envelope) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.envelopes = append(l.envelopes, e)
+}
+
+func (l *load) wrap(key string) (envelope, bool) {
+	plain, e := random(32), envelope{key: key, aad: random(8)}
+	ok := l.do(chaos.Request{Op: chaos.Wrap, Key: key, Plain: chaos.Digest(plain)}, func(ctx context.Context, r *chaos.Request) (err error) {
+		e.wrapped, err = l.c.Wrap(ctx, key, plain, e.aad)
+		r.Envelope = chaos.Digest(e.wrapped)
+		return err
+	})
+	if ok {
+		l.keep(e)
+	}
+	return e, ok
+}
+
+func (l *load) unwrap(e envelope) bool {
+	return l.do(chaos.Request{Op: chaos.Unwrap, Key: e.key, Envelope: chaos.Digest(e.wrapped)}, func(ctx context.Context, r *chaos.Request) error {
+		plain, err := l.c.Unwrap(ctx, e.key, e.wrapped, e.aad)
+		r.Plain = chaos.Digest(plain)
+		return err
+	})
+}
+
+func (l *load) rewrap(e envelope) {
+	next := envelope{key: e.key, aad: e.aad}
+	ok := l.do(chaos.Request{Op: chaos.Rewrap, Key: e.key, From: chaos.Digest(e.wrapped)}, func(ctx context.Context, r *chaos.Request) (err error) {
+		next.wrapped, err = l.c.Rewrap(ctx, e.key, e.wrapped, e.aad)
+		r.Envelope = chaos.Digest(next.wrapped)
+		return err
+	})
+	if ok {
+		l.keep(next)
+	}
+}
+
+func (l *load) dataKey(key string) {
+	e := envelope{key: key, aad: random(8)}
+	ok := l.do(chaos.Request{Op: chaos.DataKey, Key: key}, func(ctx context.Context, r *chaos.Request) error {
+		dk, err := l.c.DataKey(ctx, key, 32, e.aad)
+		e.wrapped = dk.Wrapped
+		r.Plain, r.Envelope = chaos.Digest(dk.Plaintext), chaos.Digest(dk.Wrapped)
+		return err
+	})
+	if ok {
+		l.keep(e)
+	}
+}
+
+func (l *load) sign() {
+	digest := sha256.Sum256(random(16))
+	req := api.SignRequest{Digest: digest[:]}
+	var sig api.Signature
+	ok := l.do(chaos.Request{Op: chaos.Sign, Key: signingKey}, func(ctx context.Context, r *chaos.Request) (err error) {
+		sig, err = l.c.Sign(ctx, signingKey, req)
+		return err
+	})
+	if !ok {
+		return
+	}
+	l.do(chaos.Request{Op: chaos.VerifySignature, Key: signingKey}, func(ctx context.Context, r *chaos.Request) (err error) {
+		r.Valid, err = l.c.VerifySignature(ctx, signingKey, api.VerifyRequest{SignRequest: req, Signature: sig.Signature, Version: sig.Version})
+		return err
+	})
+}
+
+// least is min_copies of the group.
+const least = 2
+
+func (l *load) create(key string, opts api.KeyOptions) bool {
+	return l.do(chaos.Request{Op: chaos.Create, Key: key, Least: least}, func(ctx context.Context, r *chaos.Request) error {
+		k, err := l.c.CreateMasterKey(ctx, key, opts)
+		if err == nil && len(k.Versions) > 0 {
+			r.Version, r.Copies = k.Versions[0].Number, k.Versions[0].Copies
+		}
+		return err
+	})
+}
+
+func (l *load) rotate(key string) bool {
+	return l.do(chaos.Request{Op: chaos.Rotate, Key: key, Least: least}, func(ctx context.Context, r *chaos.Request) error {
+		v, err := l.c.RotateWith(ctx, key, api.RotateOptions{})
+		r.Version, r.Copies = v.Number, v.Copies
+		return err
+	})
+}
+
+// change disables, enables or destroys a key.
+func (l *load) change(op chaos.Op, key string) bool {
+	return l.do(chaos.Request{Op: op, Key: key}, func(ctx context.Context, _ *chaos.Request) (err error) {
+		switch op {
+		case chaos.Disable:
+			_, err = l.c.Disable(ctx, key)
+		case chaos.Enable:
+			_, err = l.c.Enable(ctx, key)
+		case chaos.Destroy:
+			_, err = l.c.Destroy(ctx, key, 0)
+		}
+		return err
+	})
+}
+
+// manager leads keys through their lives, one after the other. It goes on with the
+// next when something was refused, as nothing is that need succeed.
+func (l *load) manager(ctx context.Context, number int) {
+	for n := 0; ctx.Err() == nil; n++ {
+		l.lead(fmt.Sprintf("key-%d-%d", number, n))
+		if rand.IntN(10) == 0 {
+			l.rotate(l.keys[rand.IntN(len(l.keys)-1)])
+		}
+		pause(ctx, time.Duration(500+rand.IntN(1000))*time.Millisecond)
+	}
+}
+
+// lead is the life of a key.
+func (l *load) lead(key string) {
+	if !l.create(key, api.KeyOptions{}) {
+		return
+	}
+	first, ok := l.wrap(key)
+	if !ok || !l.unwrap(first) || !l.rotate(key) {
+		return
+	}
+	second, ok := l.wrap(key)
+	if !ok || !l.unwrap(first) || !l.unwrap(second) {
+		return
+	}
+	if rand.IntN(3) == 0 {
+		if !l.change(chaos.Disable, key) {
+			return
+		}
+		l.unwrap(first) // in vain
+		if !l.change(chaos.Enable, key) || !l.unwrap(first) {
+			return
+		}
+	}
+	if rand.IntN(3) > 0 && l.change(chaos.Destroy, key) {
+		l.unwrap(second) // in vain
+	}
+}

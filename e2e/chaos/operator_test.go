@@ -1,0 +1,173 @@
+package chaos_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"kmsd/e2e/chaos"
+	"kmsd/e2e/look"
+	"kmsd/internal/devserver"
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+const group = devserver.DefaultGroup
+
+// drain takes a member out of service and gives it back.
+func drain(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	if err := s.admin(ctx, "member drain", func(a api.Admin) error {
+		_, err := a.Drain(ctx, group, h.name, false)
+		return err
+	}); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	return s.activate(ctx, h)
+}
+
+func standby(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	if err := s.admin(ctx, "member standby", func(a api.Admin) error {
+		_, err := a.SetRole(ctx, group, h.name, api.RoleStandby, false)
+		return err
+	}); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	return s.activate(ctx, h)
+}
+
+// activate makes a member active and waits until it serves.
+func (s *site) activate(ctx context.Context, h *hsm) error {
+	if err := s.admin(ctx, "member active", func(a api.Admin) error {
+		_, err := a.SetRole(ctx, group, h.name, api.RoleActive, false)
+		return err
+	}); err != nil {
+		return err
+	}
+	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+func removeAdd(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	if err := s.admin(ctx, "member remove", func(a api.Admin) error {
+		return a.RemoveMember(ctx, group, h.name, false)
+	}, api.CodeNotFound); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	spec := api.MemberSpec{
+		Name: h.name, Driver: h.conf.Driver, SHA256: h.conf.SHA256,
+		PIN: api.PINSource{File: h.conf.PIN.File}, Settings: h.conf.Settings,
+	}
+	if err := s.admin(ctx, "member add", func(a api.Admin) error {
+		_, err := a.AddMember(ctx, group, spec)
+		return err
+	}, api.CodeExists); err != nil {
+		return err
+	}
+	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+// reload makes a standby of a member in kmsd.yaml, and takes it back.
+func reload(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	if err := s.hup(step.Member, func(m map[string]any) { m["standby"] = true }); err != nil {
+		return err
+	}
+	if _, err := s.await(ctx, h, "a standby", func(m api.Member) bool { return m.Role == api.RoleStandby }); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := s.hup(step.Member, func(m map[string]any) { delete(m, "standby") }); err != nil {
+		return err
+	}
+	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+// tokenReplaced puts another token in the place of a member's, as an HSM that was
+// re-initialised: it may serve only when an operator has accepted it.
+func tokenReplaced(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	m, err := s.whole(ctx, h, 0)
+	if err != nil {
+		return err
+	}
+	old := h.tokens() + ".old"
+	if err := os.Rename(h.tokens(), old); err != nil {
+		return err
+	}
+	defer os.RemoveAll(old)
+	if err := s.initToken(ctx, h); err != nil {
+		return err
+	}
+	if err := h.signal(m.DriverPID, syscall.SIGKILL); err != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	isFailed := func(m api.Member) bool { return m.State == api.MemberFailed }
+	if _, err := s.await(soon, h, "failed", isFailed); err != nil {
+		return err
+	}
+	pause(ctx, step.Hold)
+	if err := s.operator.Recover(ctx, group, h.name); err == nil {
+		return fmt.Errorf("%s has recovered with another token", h.name)
+	}
+	if now, err := s.await(soon, h, "failed", isFailed); err != nil {
+		return fmt.Errorf("after a recovery in vain, %s: %w", now.State, err)
+	}
+	if err := s.admin(ctx, "member replace", func(a api.Admin) error {
+		_, err := a.ReplaceMember(ctx, group, h.name, nil)
+		return err
+	}); err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, 0)
+	return err
+}
+
+// initToken makes a token with the label and the PIN of a member.
+func (s *site) initToken(ctx context.Context, h *hsm) error {
+	if err := os.MkdirAll(h.tokens(), 0o700); err != nil {
+		return err
+	}
+	pin, err := look.Secret(h.conf.PIN.File)
+	if err != nil {
+		return err
+	}
+	soPIN, err := look.Secret(strings.TrimSuffix(h.conf.PIN.File, ".pin") + ".so-pin")
+	if err != nil {
+		return err
+	}
+	request, err := json.Marshal(map[string]string{
+		"softhsm_conf": h.conf.Settings["softhsm_conf"], "label": h.conf.Settings["token_label"],
+		"pin": string(pin), "so_pin": string(soPIN),
+	})
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "kmsd-driver-softhsm"), "init-token")
+	cmd.Stdin = bytes.NewReader(request)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("making a token: %w: %s", err, out)
+	}
+	return nil
+}
+
+// open runs a driver of the test's own on the token of a member.
+func (s *site) open(ctx context.Context, h *hsm) (d pluginproto.Driver, end func(), err error) {
+	return look.OpenToken(ctx, bin, s.cfg, h.name)
+}

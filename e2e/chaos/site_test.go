@@ -1,0 +1,258 @@
+package chaos_test
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"kmsd/e2e/look"
+	"kmsd/internal/devserver"
+	"kmsd/internal/faultlib"
+	"kmsd/kms/api"
+	"kmsd/kms/client"
+)
+
+// site is a kmsd with its tokens, drivers and disks, all of which can be hurt.
+type site struct {
+	dir      string
+	env      devserver.Env
+	operator *client.Client // tries everything once
+	hsms     []*hsm
+	catalog  disk
+	cfg      look.Config
+	t        *testing.T
+
+	filling sync.Mutex // held while the disk of the catalog is full
+
+	mu     sync.Mutex // guards the rest
+	server *devserver.Server
+	yaml   map[string]any // of kmsd.yaml
+}
+
+// hsm is a member with all that can go wrong with it.
+type hsm struct {
+	name   string
+	driver string // path of the program
+	lib    *faultlib.Library
+	disk   disk // of its token
+	conf   look.Member
+}
+
+// tokens is the folder of its token.
+func (h *hsm) tokens() string { return filepath.Join(h.disk.path, "tokens") }
+
+const (
+	startTimeout   = 30 * time.Second // for kmsd to answer, tokens made included
+	commandTimeout = 3 * time.Second  // so that a member that hangs is soon given up
+)
+
+// newSite makes tokens and runs kmsd on them until the test ends; every member is
+// active.
+func newSite(t *testing.T, members int) *site {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*startTimeout)
+	defer cancel()
+	s := &site{dir: filepath.Join(t.TempDir(), "kmsd"), t: t}
+	// "kmsd dev" makes what is needed and is not used again, as it would mend the
+	// configuration that follows.
+	dev, err := devserver.Start(ctx, s.config(members))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.env = dev.Env
+	if err := dev.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.prepare(members)
+	if s.operator, err = s.env.Client(1); err != nil {
+		t.Fatal(err)
+	}
+	if s.server, err = devserver.Serve(ctx, s.config(members), s.env); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.end)
+	if _, err := devserver.AwaitWhole(ctx, s.operator); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *site) config(members int) devserver.Config {
+	// kmsd's sockets are removed with the programs: one that is killed cannot do it.
+	return devserver.Config{Bin: bin, Dir: s.dir, Members: members, Env: []string{"TMPDIR=" + bin}}
+}
+
+// end kills kmsd and shows what it said when the test failed.
+func (s *site) end() {
+	s.operator.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server.Kill()
+	if s.t.Failed() {
+		b, _ := os.ReadFile(s.server.Log)
+		kept := filepath.Join(os.TempDir(), fmt.Sprintf("kmsd-chaos-%d.log", os.Getpid()))
+		if err := os.WriteFile(kept, b, 0o600); err == nil {
+			s.t.Logf("what kmsd said is in %s", kept)
+		}
+	}
+}
+
+// prepare gives every member a driver, a library and a disk of its own that can be
+// made to fail.
+func (s *site) prepare(members int) {
+	t := s.t
+	t.Helper()
+	path := filepath.Join(s.dir, "kmsd.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, &s.yaml); err != nil {
+		t.Fatal(err)
+	}
+	s.catalog = newDisk(t, filepath.Join(s.dir, "catalog"))
+	s.yaml["catalog"] = map[string]any{"bolt": map[string]any{"path": filepath.Join(s.catalog.path, "catalog.db")}}
+	group := s.yaml["groups"].([]any)[0].(map[string]any)
+	group["command_timeout"] = commandTimeout.String()
+	group["recovery"] = map[string]any{"interval": "1s"}
+	names := make([]string, members)
+	for i := range names {
+		names[i] = fmt.Sprintf("library-%d", i)
+	}
+	libs := faultlib.Build(t, names...)
+	for i := range members {
+		m := s.member(i)
+		h := &hsm{name: m["name"].(string), lib: libs[i]}
+		driver := "chaos-" + h.name
+		h.driver = filepath.Join(bin, "kmsd-driver-"+driver)
+		h.disk = newDisk(t, filepath.Join(s.dir, "disk-"+h.name))
+		settings := m["settings"].(map[string]any)
+		move(t, filepath.Join(s.dir, "tokens", h.name), h.tokens(), settings["softhsm_conf"].(string))
+		settings["module"] = libs[i].Path
+		m["driver"], m["sha256"] = driver, copyDriver(t, h.driver)
+		s.hsms = append(s.hsms, h)
+	}
+	if err := s.writeConfig(); err != nil {
+		t.Fatal(err)
+	}
+	if s.cfg, err = look.ReadConfig(path); err != nil {
+		t.Fatal(err)
+	}
+	for i, h := range s.hsms {
+		h.conf = s.cfg.Groups[0].Members[i]
+	}
+}
+
+// member is the entry of a member in kmsd.yaml.
+func (s *site) member(i int) map[string]any {
+	return s.yaml["groups"].([]any)[0].(map[string]any)["members"].([]any)[i].(map[string]any)
+}
+
+func (s *site) writeConfig() error {
+	b, err := yaml.Marshal(s.yaml)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.dir, "kmsd.yaml"), b, 0o600)
+}
+
+// hup changes the entry of a member in kmsd.yaml and has kmsd read it. A kmsd that is
+// started meanwhile reads it too.
+func (s *site) hup(i int, change func(m map[string]any)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s.member(i))
+	if err := s.writeConfig(); err != nil {
+		return err
+	}
+	return syscall.Kill(s.server.PID(), syscall.SIGHUP)
+}
+
+// restart kills kmsd and starts it again.
+func (s *site) restart(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server.Kill()
+	server, err := devserver.Serve(ctx, s.config(len(s.hsms)), s.env)
+	if err != nil {
+		return err
+	}
+	s.server = server
+	return nil
+}
+
+// now is what kmsd says of a member.
+func (s *site) now(ctx context.Context, h *hsm) (api.Member, error) {
+	g, err := s.operator.Group(ctx, devserver.DefaultGroup)
+	if err != nil {
+		return api.Member{}, err
+	}
+	return devserver.Member(g, h.name)
+}
+
+// await waits until a member is as wanted.
+func (s *site) await(ctx context.Context, h *hsm, want string, ok func(api.Member) bool) (api.Member, error) {
+	var m api.Member
+	err := devserver.Poll(ctx, func() (err error) {
+		if m, err = s.now(ctx, h); err == nil && !ok(m) {
+			err = fmt.Errorf("%s is %s and not %s: keys %d, missing %d, quarantined %d, attempts %d, %s, %s", h.name, m.State, want,
+				m.Keys, m.Missing, m.Quarantined, m.RecoveryAttempts, m.CKR, m.Reason)
+		}
+		return err
+	})
+	return m, err
+}
+
+// whole waits until a member serves with every key, with a driver that has not this
+// process ID. A member that is failed for something that has been mended stays so
+// until an operator says that it has.
+func (s *site) whole(ctx context.Context, h *hsm, notPID int) (api.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	return s.await(ctx, h, "whole", func(m api.Member) bool {
+		if m.State == api.MemberFailed {
+			s.operator.Recover(ctx, devserver.DefaultGroup, h.name) // await sees how it went
+		}
+		return m.State == api.MemberActive && m.Missing == 0 && m.Quarantined == 0 && m.DriverPID > 0 && m.DriverPID != notPID
+	})
+}
+
+// admin repeats what an operator asks for until it is done or refused for good. The
+// codes are refusals that say that it has been done already.
+func (s *site) admin(ctx context.Context, what string, act func(api.Admin) error, already ...api.Code) error {
+	a, ok := any(s.operator).(api.Admin)
+	if !ok {
+		return fmt.Errorf("%s: the client cannot do it", what)
+	}
+	err := devserver.Poll(ctx, func() error {
+		err := act(a)
+		if err == nil {
+			return nil
+		}
+		e := api.AsError(err)
+		for _, code := range already {
+			if e.Code == code {
+				return nil
+			}
+		}
+		if !e.Retryable {
+			return devserver.Final(fmt.Errorf("%s: %w", e.Code, e))
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// checkValue is one as text.
+func checkValue(b []byte) string { return hex.EncodeToString(b) }
