@@ -56,7 +56,7 @@ func (d *dispatch) start(how beginning) bool {
 	}
 	var look time.Duration // when to ask what the command needs; 0: never
 	if g.cfg.Hedge && len(g.members) > 1 {
-		look = g.hedge.tempos[d.effort].look
+		look = min(g.hedge.quiet.after, g.hedge.slow[d.effort].after)
 	}
 	g.tasks.Add(1)
 	g.mu.Unlock()
@@ -122,13 +122,15 @@ func (d *dispatch) countOut(a *attempt) {
 	g.mu.Lock()
 	l.inFlight--
 	l.load -= d.cost
+	owes := l.owes
 	g.answerLocked(l, now, a.err)
 	if fromDriver(a.err) {
 		m.commands++
 		m.times.add(took)
 		observe(&m.answers, took)
-		if l.stint.ctx.Err() == nil && !a.hung {
-			g.hedge.tempos[d.effort].took(took)
+		if g.cfg.Hedge && l.stint.ctx.Err() == nil {
+			g.hedge.slow[d.effort].took(took)
+			g.hedge.quiet.took(now.Sub(owes))
 		}
 	}
 	fault := a.err != nil && pluginproto.ClassOf(a.err) == pluginproto.ClassMember

@@ -74,7 +74,6 @@ type attempt struct {
 	res   pluginproto.Result
 	err   error
 
-	hung   bool // its member was seen to hang; guarded by Group.mu
 	barred bool // its member turned out to have a wrong copy of the key
 }
 

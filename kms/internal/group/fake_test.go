@@ -24,6 +24,8 @@ type hsm struct {
 	mu       sync.Mutex // guards what follows
 	frozen   chan struct{}
 	delay    time.Duration                   // of each call
+	turn     chan struct{}                   // makes calls wait for each other, in order; nil: they do not
+	work     func() time.Duration            // of each command, besides; nil: none
 	keyDelay time.Duration                   // of each change of keys, besides
 	fault    func(pluginproto.Command) error // asked before each command
 	refusal  error                           // of Connect
@@ -119,12 +121,19 @@ func errDevice() error {
 // pass waits as the HSM has been told to.
 func (c *conn) pass(ctx context.Context, cmd pluginproto.Command) error {
 	c.hsm.mu.Lock()
-	frozen, delay, fault := c.hsm.frozen, c.hsm.delay, c.hsm.fault
+	frozen, delay, fault, turn := c.hsm.frozen, c.hsm.delay, c.hsm.fault, c.hsm.turn
+	if c.hsm.work != nil && cmd.Op != 0 {
+		delay += c.hsm.work()
+	}
 	c.hsm.mu.Unlock()
 	select {
 	case <-c.done:
 		return errDevice()
 	default:
+	}
+	if turn != nil {
+		turn <- struct{}{}
+		defer func() { <-turn }()
 	}
 	if frozen != nil {
 		select {
@@ -201,9 +210,15 @@ func (c *conn) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (plu
 
 func (c *conn) change(ctx context.Context, id pluginproto.KeyID, there bool) error {
 	c.hsm.mu.Lock()
-	delay := c.hsm.keyDelay
+	delay, turn := c.hsm.keyDelay, c.hsm.turn
 	c.hsm.mu.Unlock()
-	elapse(delay)
+	if delay > 0 && turn != nil {
+		turn <- struct{}{}
+		elapse(delay)
+		<-turn
+	} else {
+		elapse(delay)
+	}
 	if err := c.pass(ctx, pluginproto.Command{}); err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ const (
 	hedgeFloor   = 5 * time.Millisecond // a command is never slow before this
 	hedgeShare   = 0.05                 // extra commands for each command
 	hedgeSavings = 10                   // extra commands that a quiet time can save up
-	hedgeRefresh = 64                   // answers between two looks at the times
+	hedgeRefresh = 64                   // times between two looks at their p99
 
 	// strikesOut is how often a member is found to let a command wait, without any
 	// answer in between, before it is taken to hang.
@@ -21,27 +21,17 @@ const (
 //   - Its member hangs: it has left several commands waiting and said nothing at all,
 //     while others have answered. All of its commands move, however many they are.
 //
-// What is slow is known for each effort apart: a signature with RSA is not slow
-// because it takes as long as a thousand encryptions. It has no lock of its own.
+// It has no lock of its own.
 type hedger struct {
-	tempos [efforts]tempo
-	tokens float64 // extra commands in the budget
+	slow   [efforts]limit // of the answer to one command: what is long for a wrap is short for RSA
+	quiet  limit          // of a member's silence while it owes an answer, whatever it is to
+	tokens float64        // extra commands in the budget
 }
 
-// tempo is how fast the commands of one effort are answered by the whole group.
-type tempo struct {
-	limit time.Duration // longest that look and slow become
-	look  time.Duration // a member that says nothing for this long may hang: twice the p90
-	slow  time.Duration // a command without an answer for this long is slow: twice the p99
-	times latency
-	fresh int // answers since look and slow were worked out
-}
-
-func newHedger(limit time.Duration) hedger {
-	h := hedger{tokens: hedgeSavings}
-	for i := range h.tempos {
-		first := min(hedgeFloor, limit)
-		h.tempos[i] = tempo{limit: limit, look: first, slow: first}
+func newHedger(most time.Duration) hedger {
+	h := hedger{tokens: hedgeSavings, quiet: newLimit(most)}
+	for i := range h.slow {
+		h.slow[i] = newLimit(most)
 	}
 	return h
 }
@@ -58,17 +48,25 @@ func (h *hedger) afford() bool {
 	return true
 }
 
-// took notes how long an answer took.
-func (p *tempo) took(d time.Duration) {
-	p.times.add(d)
-	if p.fresh++; p.fresh >= hedgeRefresh {
-		p.fresh = 0
-		p.look = p.within(2 * p.times.quantile(0.90))
-		p.slow = p.within(2 * p.times.quantile(0.99))
-	}
+// limit is a time that is hardly ever needed: twice the p99 of what is.
+type limit struct {
+	after time.Duration
+	most  time.Duration // longest that after becomes
+	times latency
+	fresh int // times noted since after was worked out
 }
 
-func (p *tempo) within(d time.Duration) time.Duration { return min(max(d, hedgeFloor), p.limit) }
+func newLimit(most time.Duration) limit { return limit{after: min(hedgeFloor, most), most: most} }
+
+// took notes how long it took this time. One that took very long counts as a few
+// times the limit, so that the end of a freeze does not switch hedging off.
+func (l *limit) took(d time.Duration) {
+	l.times.add(min(d, 4*l.after))
+	if l.fresh++; l.fresh >= hedgeRefresh {
+		l.fresh = 0
+		l.after = min(max(2*l.times.quantile(0.99), hedgeFloor), l.most)
+	}
+}
 
 // need is what a command without an answer needs.
 type need uint8
@@ -85,54 +83,45 @@ func (d *dispatch) waits(now time.Time) (what need, again time.Duration) {
 	g := d.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	p := &g.hedge.tempos[d.effort]
-	hang, slow := true, !d.hedged
-	again = p.look
+	slow := g.hedge.slow[d.effort].after
+	what, again = needAway, g.hedge.quiet.after
 	for _, a := range d.live {
 		if a == nil || a.gone == nil { // nil: it is known to be silent
 			continue
 		}
-		hangs, next := g.strikeLocked(a, now, p.look)
+		hangs, next := g.strikeLocked(a.l, a.began, now)
 		if hangs {
-			a.hung = true
 			continue
 		}
-		hang = false
-		if age := now.Sub(a.began); age < p.slow {
-			slow = false
+		if left := slow - now.Sub(a.began); left > 0 || d.hedged {
+			what = needNothing
 			if !d.hedged {
-				next = min(next, p.slow-age)
+				next = min(next, left)
 			}
+		} else if what == needAway {
+			what = needHedge
 		}
 		again = min(again, next)
 	}
-	switch again = max(again, time.Millisecond); {
-	case hang:
-		return needAway, again
-	case slow:
-		return needHedge, again
-	default:
-		return needNothing, again
-	}
+	return what, max(again, time.Millisecond)
 }
 
-// strikeLocked reports whether a command's member seems to hang, and if not, when it
-// might. A member that has said nothing for a while, though others have, gets a
-// strike from each command that it keeps waiting; with its first answer they are
-// forgotten.
-func (g *Group) strikeLocked(a *attempt, now time.Time, look time.Duration) (hangs bool, next time.Duration) {
-	l := a.l
-	since := a.began
+// strikeLocked reports whether a member seems to hang, to whom a command was sent
+// some time ago, and if not, when it might. A member that has said nothing for a
+// while, though others have, gets a strike from each command that it keeps waiting;
+// with its first answer they are forgotten.
+func (g *Group) strikeLocked(l *link, sent, now time.Time) (hangs bool, next time.Duration) {
+	since, quiet := sent, g.hedge.quiet.after
 	if l.heard.After(since) {
 		since = l.heard
 	}
-	if quiet := now.Sub(since); quiet < look {
-		return false, look - quiet
+	if silence := now.Sub(since); silence < quiet {
+		return false, quiet - silence
 	}
 	if l.strikes < strikesOut && g.answersLocked(l, since) {
 		l.strikes++
 	}
-	return l.strikes >= strikesOut, look
+	return l.strikes >= strikesOut, quiet
 }
 
 // answersLocked reports whether any other member has answered since a time.
