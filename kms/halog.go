@@ -68,7 +68,7 @@ func writeHALog(log hclog.Logger, e api.Event) {
 		level = hclog.Warn
 	}
 	log.Log(level, strings.TrimSpace(e.Type+" "+e.To),
-		"time", e.Time.Format(time.RFC3339Nano), "group", e.Group, "member", e.Member,
+		"time", e.Time.Format(time.RFC3339Nano), "group", e.Group, "member", e.Member, "key", e.Key,
 		"from", e.From, "to", e.To, "ckr", e.CKR, "cause", e.Cause, "alarm", e.Alarm)
 }
 

@@ -83,6 +83,7 @@ func TestHALog(t *testing.T) {
 		{"an attempt that failed", api.Event{Type: api.EventRecovery, To: "failed", CKR: "CKR_DEVICE_ERROR"}, "warn", "recovery failed"},
 		{"a recovery that nobody goes on with", api.Event{Type: api.EventRecovery, To: "gave_up", Alarm: true}, "error", "recovery gave_up"},
 		{"the end of a sync", api.Event{Type: api.EventSync, To: "done"}, "info", "sync done"},
+		{"a copy that is not what it should be", api.Event{Type: api.EventSync, Member: "a", Key: "shop", Cause: "quarantined", Alarm: true}, "error", "sync"},
 		{"what is done to a key is not in it", api.Event{Type: api.EventKey, Key: "shop", To: "rotated"}, "", ""},
 		{"nor how far a sync is", api.Event{Type: api.EventSync, Progress: &api.Progress{Total: 9}}, "", ""},
 	} {
@@ -103,7 +104,7 @@ func TestHALog(t *testing.T) {
 			delete(line, "@timestamp")
 			want := map[string]any{
 				"@level": c.level, "@message": c.message, "@module": "kmsd.ha",
-				"time": "2026-11-21T02:04:05.678Z", "group": c.event.Group, "member": c.event.Member,
+				"time": "2026-11-21T02:04:05.678Z", "group": c.event.Group, "member": c.event.Member, "key": c.event.Key,
 				"from": c.event.From, "to": c.event.To, "ckr": c.event.CKR, "cause": c.event.Cause, "alarm": c.event.Alarm,
 			}
 			if !maps.Equal(line, want) {

@@ -1,0 +1,237 @@
+package e2e_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/internal/devserver"
+	"kmsd/kms/api"
+)
+
+// scraper asks for /metrics as a Prometheus does: with no token.
+type scraper struct {
+	web *http.Client
+	url string
+}
+
+func newScraper(t *testing.T, s *devserver.Server) *scraper {
+	t.Helper()
+	roots, err := s.Env.RootCAs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &scraper{web: &http.Client{Transport: transport}, url: s.Env.Addr + "/metrics"}
+}
+
+func (s *scraper) scrape(ctx context.Context) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
+	if err != nil {
+		return "", err
+	}
+	res, err := s.web.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("/metrics: %s: %s", res.Status, b)
+	}
+	return string(b), err
+}
+
+var memberIs = regexp.MustCompile(`(?m)^kmsd_member_state\{group="([^"]*)",member="([^"]*)",state="([^"]*)"\} 1$`)
+
+// words is what one way of watching has said of members: group/member state.
+type words struct {
+	mu   sync.Mutex // guards said
+	said map[string]bool
+}
+
+func (w *words) say(group, member string, state any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.said == nil {
+		w.said = make(map[string]bool)
+	}
+	w.said[fmt.Sprintf("%s/%s %v", group, member, state)] = true
+}
+
+func (w *words) has(word string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.said[word]
+}
+
+// A member's death and return, seen through every way of watching at once.
+func TestEventsStatusAndMetricsUseTheSameWords(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	var events, status, numbers words
+	var watchers sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer watchers.Wait()
+	defer cancel()
+
+	stream := c.Events(ctx)
+	watchers.Go(func() {
+		for e := range stream {
+			if e.Type == api.EventMember {
+				events.say(e.Group, e.Member, e.To)
+			}
+		}
+	})
+	watchers.Go(func() { watchStatus(ctx, t, s, &status) })
+	prometheus := newScraper(t, s)
+	watchers.Go(func() {
+		for pause := time.NewTicker(50 * time.Millisecond); ctx.Err() == nil; <-pause.C {
+			text, err := prometheus.scrape(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					t.Error(err)
+				}
+				return
+			}
+			for _, m := range memberIs.FindAllStringSubmatch(text, -1) {
+				numbers.say(m[1], m[2], m[3])
+			}
+		}
+	})
+
+	settled := func() error {
+		for name, w := range map[string]*words{"status": &status, "metrics": &numbers} {
+			if !w.has("default/hsm-b active") {
+				return fmt.Errorf("%s has not shown the member", name)
+			}
+		}
+		return nil
+	}
+	await(t, 10*time.Second, func(ctx context.Context) error { return devserver.Poll(ctx, settled) })
+
+	// It stays away long enough for whoever looks once a second.
+	m, err := devserver.Member(group(t, c), "hsm-b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	send(t, m.DriverPID, syscall.SIGSTOP)
+	want := "default/hsm-b probing"
+	await(t, 10*time.Second, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			for name, w := range map[string]*words{"events": &events, "status": &status, "metrics": &numbers} {
+				if !w.has(want) {
+					return fmt.Errorf("%s never said %q", name, want)
+				}
+			}
+			return nil
+		})
+	})
+	send(t, m.DriverPID, syscall.SIGCONT)
+	awaitWhole(t, c, 10*time.Second)
+	await(t, 10*time.Second, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			if !events.has("default/hsm-b active") {
+				return fmt.Errorf("no event says that the member is back")
+			}
+			return nil
+		})
+	})
+	cancel()
+	watchers.Wait()
+	for word := range numbers.said {
+		if strings.Contains(word, "hsm-b") && !strings.HasSuffix(word, "active") && !events.said[word] {
+			t.Errorf("metrics say %q, events %v", word, events.said)
+		}
+	}
+
+	// The log remembers what the stream has said, and the daemon's log has a line of it.
+	past, err := c.Log(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(past, func(e api.Event) bool {
+		return e.Type == api.EventMember && e.Member == "hsm-b" && e.To == string(api.MemberProbing) && e.From == string(api.MemberActive)
+	}) {
+		t.Errorf("the log does not remember it: %+v", past)
+	}
+}
+
+// watchStatus reads what "kmsd status --watch" shows until ctx ends.
+func watchStatus(ctx context.Context, t *testing.T, s *devserver.Server, said *words) {
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "kmsd"), "status", "--watch", "-o", "json")
+	cmd.Env = append(environment(), "KMSD_ADDR="+s.Env.Addr, "KMSD_CACERT="+s.Env.CACert, "KMSD_TOKEN="+s.Env.Token)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer cmd.Wait() // ended by ctx, so its exit code says nothing
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var st api.Status
+		if err := json.Unmarshal(lines.Bytes(), &st); err != nil {
+			if ctx.Err() == nil {
+				t.Errorf("status --watch: %v in %s", err, lines.Text())
+			}
+			return
+		}
+		for _, g := range st.Groups {
+			for _, m := range g.Members {
+				said.say(g.Name, m.Name, m.State)
+			}
+		}
+	}
+}
+
+// When every HSM hangs, /metrics still answers at once: it never asks one.
+func TestMetricsAnswerWhileEveryMemberHangs(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	prometheus := newScraper(t, s)
+	for _, m := range group(t, c).Members {
+		send(t, m.DriverPID, syscall.SIGSTOP)
+	}
+	var times []time.Duration
+	for range 50 {
+		began := time.Now()
+		if _, err := prometheus.scrape(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		times = append(times, time.Since(began))
+		wait(t, 60*time.Millisecond) // an answer is made anew every 250 ms
+	}
+	slices.Sort(times)
+	t.Logf("median %v, longest %v", times[25], times[49])
+	if times[25] > 10*time.Millisecond || times[49] > 100*time.Millisecond {
+		t.Errorf("a scrape took %v at the median and %v at most, want 10 ms, and 100 ms on a busy machine", times[25], times[49])
+	}
+	await(t, 10*time.Second, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			text, err := prometheus.scrape(ctx)
+			if err == nil && !strings.Contains(text, `kmsd_group_state{group="default",state="lost"} 1`) {
+				err = fmt.Errorf("the group is not lost:\n%s", text)
+			}
+			return err
+		})
+	})
+}
