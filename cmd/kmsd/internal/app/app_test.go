@@ -22,7 +22,6 @@ import (
 	"kmsd/cmd/kmsd/internal/app"
 	"kmsd/cmd/kmsd/internal/audit"
 	"kmsd/cmd/kmsd/internal/httpapi"
-	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
 )
 
@@ -73,7 +72,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KMSD_TOKEN", adminToken)
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each run ends with a second of nothing
-			return startServer(env)
+			return startServers(env)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exitcode": exitCode,
@@ -87,49 +86,25 @@ const (
 	nobodyToken = "token-of-nobody"
 )
 
-// startServer serves the API of a Memory over TLS, for one script.
-func startServer(env *testscript.Env) error {
-	handler, err := httpapi.New(httpapi.Config{Service: &members{}, Auth: guard{}, Audit: silent{}})
-	if err != nil {
-		return err
-	}
-	srv := httptest.NewUnstartedServer(handler)
-	srv.Config.RegisterOnShutdown(handler.Close)
-	srv.StartTLS()
-	env.Defer(func() { handler.Close(); srv.Close() })
-	ca := filepath.Join(env.WorkDir, "ca.pem")
-	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
-	if err := os.WriteFile(ca, block, 0o600); err != nil {
-		return err
-	}
-	env.Setenv("KMSD_ADDR", srv.URL)
-	env.Setenv("KMSD_CACERT", ca)
-	return nil
-}
-
-// members is a Memory whose group looks as one does that has lost a member.
-type members struct{ apitest.Memory }
-
-func (m *members) Status() api.Status {
-	since := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	return api.Status{Version: "v0", Groups: []api.Group{{
-		Name: "default", State: api.GroupDegraded, Primary: "hsm-a", MinCopies: 2, Keys: 7,
-		Members: []api.Member{
-			{Name: "hsm-a", Driver: "softhsm", Role: api.RoleActive, State: api.MemberActive, CKR: "CKR_OK", Since: since, InFlight: 3, Commands: 1234,
-				LatencyP50: 80, LatencyP99: 310, Keys: 7, DriverPID: 4711, Token: api.Token{Label: "hsm-a", Serial: "0a1b", Manufacturer: "SoftHSM project", Model: "SoftHSM v2", Firmware: "2.6"}},
-			{Name: "hsm-b", Driver: "softhsm", Role: api.RoleStandby, State: api.MemberStandby, CKR: "CKR_OK", Since: since.Add(time.Second), Keys: 7},
-			{Name: "hsm-c", Driver: "luna", Role: api.RoleActive, State: api.MemberDown, CKR: "CKR_DEVICE_ERROR", Since: since.Add(time.Minute), Reason: "the driver\x1b[2J ended",
-				Errors: 2, Keys: 5, Missing: 2, RecoveryAttempts: 4},
-		},
-	}}}
-}
-
-func (m *members) Recover(_ context.Context, group, member string) error {
-	if member == "hsm-b" {
-		return api.NewError(api.CodeMemberFailed, "the driver says \x1b[2Jnothing", nil)
-	}
-	if group != "default" || member != "hsm-c" {
-		return api.NewError(api.CodeNotFound, fmt.Sprintf("group %s has no member %q that is lost", group, member), nil)
+// startServers serves two APIs over TLS, for one script: KMSD_ADDR has a group that has
+// lost a member, and HEALTHY one with a single member that is well.
+func startServers(env *testscript.Env) error {
+	for name, svc := range map[string]httpapi.Service{"KMSD_ADDR": &members{}, "HEALTHY": &apitest.Memory{}} {
+		handler, err := httpapi.New(httpapi.Config{Service: svc, Auth: guard{}, Audit: silent{}})
+		if err != nil {
+			return err
+		}
+		srv := httptest.NewUnstartedServer(handler)
+		srv.Config.RegisterOnShutdown(handler.Close)
+		srv.StartTLS()
+		env.Defer(func() { handler.Close(); srv.Close() })
+		env.Setenv(name, srv.URL)
+		ca := filepath.Join(env.WorkDir, "ca.pem") // the same for all of httptest
+		block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+		if err := os.WriteFile(ca, block, 0o600); err != nil {
+			return err
+		}
+		env.Setenv("KMSD_CACERT", ca)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,9 +17,10 @@ import (
 // service is what the commands ask of a server. *client.Client is one.
 type service interface {
 	api.Service
+	api.Admin
 	Groups(ctx context.Context) (api.Status, error)
 	Group(ctx context.Context, group string) (api.Group, error)
-	Recover(ctx context.Context, group, member string) error
+	EventsAfter(ctx context.Context, last int) iter.Seq[api.Event]
 }
 
 var _ service = (*client.Client)(nil)
@@ -68,9 +70,9 @@ func (s *session) open() (service, error) {
 	return svc, nil
 }
 
-// completeKeys offers the names of keys to the shell. A server that does not
-// answer offers nothing.
-func (s *session) completeKeys(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+// complete offers names to the shell, for the one argument of a command. A server
+// that does not answer offers nothing.
+func (s *session) complete(cmd *cobra.Command, args []string, names func(ctx context.Context, svc service) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -81,13 +83,48 @@ func (s *session) completeKeys(cmd *cobra.Command, args []string, prefix string)
 		return nil, cobra.ShellCompDirectiveError
 	}
 	defer svc.Close()
-	page, err := svc.Keys(ctx, api.ListOptions{Prefix: prefix})
+	found, err := names(ctx, svc)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	var names []string
-	for _, k := range page.Keys {
-		names = append(names, k.Name)
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (s *session) completeKeys(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.complete(cmd, args, func(ctx context.Context, svc service) (names []string, err error) {
+		page, err := svc.Keys(ctx, api.ListOptions{Prefix: prefix})
+		for _, k := range page.Keys {
+			names = append(names, k.Name)
+		}
+		return names, err
+	})
+}
+
+func (s *session) completeGroups(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return s.complete(cmd, args, func(ctx context.Context, svc service) (names []string, err error) {
+		st, err := svc.Groups(ctx)
+		for _, g := range st.Groups {
+			names = append(names, g.Name)
+		}
+		return names, err
+	})
+}
+
+// completeMembers offers those of every group, or of the one that --group names.
+func (s *session) completeMembers(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	group, err := cmd.Flags().GetString("group")
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return s.complete(cmd, args, func(ctx context.Context, svc service) (names []string, err error) {
+		st, err := svc.Groups(ctx)
+		for _, g := range st.Groups {
+			for _, m := range g.Members {
+				if group == "" || group == g.Name {
+					names = append(names, m.Name)
+				}
+			}
+		}
+		return names, err
+	})
 }

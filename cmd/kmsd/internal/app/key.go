@@ -99,16 +99,20 @@ func newKeyShow(s *session) *cobra.Command {
 }
 
 func newKeyRotate(s *session) *cobra.Command {
-	return s.keyed("rotate NAME", "Make the next version; old versions still unwrap", func(ctx context.Context, svc service, name string) error {
-		version, err := svc.Rotate(ctx, name)
+	var opts api.RotateOptions
+	cmd := s.keyed("rotate NAME", "Make the next version; old versions still unwrap", func(ctx context.Context, svc service, name string) error {
+		v, err := svc.RotateWith(ctx, name, opts)
 		if err != nil {
 			return err
 		}
-		return s.print(api.VersionBody{Version: version}, func(w io.Writer) error {
-			_, err := fmt.Fprintf(w, "%s: version %d wraps from now on\n", name, version)
+		return s.print(api.VersionBody{Version: v.Number, Copies: v.Copies}, func(w io.Writer) error {
+			_, err := fmt.Fprintf(w, "%s: version %d wraps from now on, copies on %s\n", name, v.Number, strings.Join(v.Copies, " "))
 			return err
 		})
 	})
+	cmd.Example = "  kmsd key rotate shop"
+	cmd.Flags().BoolVar(&opts.AllowDegraded, "allow-degraded", false, "be content with fewer copies, at least one; this is audited")
+	return cmd
 }
 
 func newKeyDestroy(s *session) *cobra.Command {

@@ -69,7 +69,7 @@ type table struct {
 // newTable begins a table with the names of its columns. Whether it has colours
 // depends on target, where it ends up.
 func newTable(target any, head ...string) *table {
-	t := &table{colours: terminal(target) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	t := &table{colours: colours(target)}
 	row := make([]cell, len(head))
 	for i, h := range head {
 		row[i] = cell{strings.ToUpper(h), bold}
@@ -77,6 +77,13 @@ func newTable(target any, head ...string) *table {
 	t.rows = append(t.rows, row)
 	return t
 }
+
+// colours says whether target wants them.
+func colours(target any) bool {
+	return terminal(target) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+func paint(text string, ink colour) string { return "\x1b[" + string(ink) + "m" + text + "\x1b[0m" }
 
 // row adds a line. A cell is text as it is, or a cell, or anything that prints.
 func (t *table) row(values ...any) {
@@ -110,7 +117,7 @@ func (t *table) writeTo(w io.Writer) error {
 	for _, row := range t.rows {
 		for i, c := range row {
 			if t.colours && c.ink != plain {
-				fmt.Fprintf(&b, "\x1b[%sm%s\x1b[0m", c.ink, c.text)
+				b.WriteString(paint(c.text, c.ink))
 			} else {
 				b.WriteString(c.text)
 			}

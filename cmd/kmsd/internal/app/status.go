@@ -22,8 +22,9 @@ func newStatus(s *session) *cobra.Command {
 		Use:   "status",
 		Short: "Show groups and members: states, load, keys, missing copies",
 		Long: "Show groups and members: states, load, keys, missing copies.\n\n" +
-			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. Below stands what is wrong with a member, if anything is.\nWith --watch and -o json there is one line for every look.",
-		Args: usageArgs(cobra.NoArgs),
+			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. Below stands what is wrong with a member, if anything is,\nand what to do about it.\nWith --watch and -o json there is one line for every look.",
+		Example: "  kmsd status --watch",
+		Args:    usageArgs(cobra.NoArgs),
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every second until interrupted")
 	return s.connected(cmd, func(cmd *cobra.Command, svc service, _ []string) error {
@@ -108,18 +109,14 @@ func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {
 	// long, is told below.
 	t := newTable(target, "member", "state", "role", "since", "load", "commands", "errors", "p99", "keys", "missing")
 	for _, m := range g.Members {
-		missing := cell{text: fmt.Sprint(m.Missing)}
-		if m.Missing > 0 {
-			missing.ink = yellow
-		}
 		t.row(m.Name, memberState(m.State), m.Role, ago(now, m.Since), m.InFlight, m.Commands, m.Errors,
-			microseconds(m.LatencyP99), m.Keys, missing)
+			microseconds(m.LatencyP99), m.Keys, alarming(m.Missing))
 	}
 	if err := t.writeTo(w); err != nil {
 		return err
 	}
 	for _, m := range g.Members {
-		if text := trouble(m, now); text != "" {
+		for _, text := range troubles(m, now) {
 			if _, err := fmt.Fprintf(w, "%s: %s\n", m.Name, clean(text)); err != nil {
 				return err
 			}
@@ -137,6 +134,35 @@ func memberState(state api.MemberState) cell {
 	default:
 		return cell{string(state), yellow}
 	}
+}
+
+// troubles are the lines about a member that is not as it should be: what is wrong,
+// how far it is being mended, and what is for the operator to do.
+func troubles(m api.Member, now time.Time) []string {
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	if text := trouble(m, now); text != "" {
+		add("%s", text)
+	}
+	if m.Sync != nil {
+		add("syncing %s", progressText(*m.Sync))
+	}
+	switch {
+	case m.State == api.MemberFailed:
+		add("not tried again by itself; when it is mended: kmsd member recover %s", m.Name)
+		add("if it has another token now: kmsd member replace %s", m.Name)
+	case m.GaveUp:
+		add("recovery has given up, attempts: %d; when it is mended: kmsd member recover %s", m.RecoveryAttempts, m.Name)
+	case m.State == api.MemberDraining:
+		add("takes nothing new; to end that: kmsd member %s %s", m.Role, m.Name)
+	}
+	if m.Quarantined > 0 {
+		add("copies with another value, in quarantine: %d; kmsd group sync names them", m.Quarantined)
+	}
+	if m.Foreign > 0 {
+		add("objects that nobody here knows: %d; kmsd group sync lists them", m.Foreign)
+	}
+	return lines
 }
 
 // trouble is what is wrong with a member, and when it is tried again; "" when all is

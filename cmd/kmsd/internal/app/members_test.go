@@ -1,0 +1,92 @@
+package app_test
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/kms/api/apitest"
+)
+
+// members is a Memory whose group looks as one does that has lost a member.
+type members struct {
+	apitest.Memory
+	back atomic.Bool // hsm-c has been recovered
+}
+
+var since = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+
+func (m *members) Status() api.Status {
+	g := api.Group{
+		Name: "default", State: api.GroupDegraded, Primary: "hsm-a", MinCopies: 2, Keys: 7,
+		Members: []api.Member{
+			{Name: "hsm-a", Driver: "softhsm", Role: api.RoleActive, State: api.MemberActive, CKR: "CKR_OK", Since: since, InFlight: 3, Commands: 1234,
+				LatencyP50: 80, LatencyP99: 310, Keys: 7, DriverPID: 4711, Token: api.Token{Label: "hsm-a", Serial: "0a1b", Manufacturer: "SoftHSM project", Model: "SoftHSM v2", Firmware: "2.6"}},
+			{Name: "hsm-b", Driver: "softhsm", Role: api.RoleStandby, State: api.MemberStandby, CKR: "CKR_OK", Since: since.Add(time.Second), Keys: 7},
+			{Name: "hsm-c", Driver: "luna", Role: api.RoleActive, State: api.MemberDown, CKR: "CKR_DEVICE_ERROR", Since: since.Add(time.Minute), Reason: "the driver\x1b[2J ended",
+				Errors: 2, Keys: 5, Missing: 2, RecoveryAttempts: 4},
+		},
+	}
+	if m.back.Load() {
+		c := &g.Members[2]
+		g.State, c.State, c.CKR, c.Reason, c.Keys, c.Missing = api.GroupNormal, api.MemberActive, "CKR_OK", "", 7, 0
+	}
+	return api.Status{Version: "v0", Groups: []api.Group{g}}
+}
+
+func (m *members) Recover(_ context.Context, _, member string) error {
+	if member == "hsm-b" {
+		e := api.NewError(api.CodeMemberFailed, "recovering member hsm-b: the driver says \x1b[2Jnothing", nil)
+		e.Member, e.CKR = "hsm-b", "CKR_DEVICE_REMOVED"
+		return e
+	}
+	m.back.Store(member == "hsm-c")
+	return nil
+}
+
+func (m *members) Log(_ context.Context, last int) ([]api.Event, error) {
+	events := []api.Event{
+		{Time: since, Type: api.EventMember, Group: "default", Member: "hsm-c", From: "active", To: "down", CKR: "CKR_DEVICE_ERROR", Cause: "the driver\x1b[2J ended"},
+		{Time: since, Type: api.EventGroup, Group: "default", From: "normal", To: "degraded"},
+		{Time: since.Add(time.Minute), Type: api.EventRecovery, Group: "default", Member: "hsm-c", CKR: "CKR_TOKEN_NOT_PRESENT", Cause: "recovery has used up its 4 attempts", Alarm: true},
+		{Time: since.Add(time.Hour), Type: api.EventSync, Group: "default", Member: "hsm-b", To: "done", Progress: &api.Progress{Done: 10000, Total: 10000, Rate: 850.4}},
+	}
+	if last > 0 {
+		events = events[max(0, len(events)-last):]
+	}
+	return events, nil
+}
+
+func (m *members) Sync(_ context.Context, group string, opts api.SyncOptions) (api.SyncReport, error) {
+	object := api.Object{Identity: "0a0b", Label: "old", Type: "aes-256", CheckValue: "c0ffee"}
+	r := api.SyncReport{Group: group, Members: []api.MemberSync{
+		{Member: "hsm-a", Held: 7, Cloned: 2, Changed: 1, Destroyed: 1},
+		{Member: "hsm-b", Held: 5, Missing: 1, Quarantined: []string{"shop version 2"}, Foreign: []api.Object{object}, Error: "listing its objects: CKR_DEVICE_ERROR"},
+	}}
+	if opts.Adopt {
+		r.Adopted = []string{"old"}
+		r.Members[1].Error, r.Members[1].Foreign[0].Refused = "", "the key cannot be cloned"
+	}
+	return r, nil
+}
+
+func (m *members) Check(_ context.Context, group string) (api.GroupCheck, error) {
+	return api.GroupCheck{Group: group, Findings: []api.Finding{
+		{Member: "hsm-a", Message: "its firmware is 2.6, that of the others 2.7"},
+		{Member: "hsm-c", Fault: true, Message: "its domain is another one"},
+	}}, nil
+}
+
+func (m *members) Reinitialize(context.Context, string) (api.Group, error) {
+	g := m.Status().Groups[0]
+	g.State, g.Primary, g.Members = api.GroupLost, "", g.Members[2:]
+	return g, nil
+}
+
+func (m *members) AddMember(_ context.Context, _ string, spec api.MemberSpec) (api.Member, error) {
+	e := api.NewError(api.CodeMemberFailed, fmt.Sprintf("adding member %s: its domain is another one", spec.Name), nil)
+	e.Member = spec.Name
+	return api.Member{}, e
+}
