@@ -5,10 +5,10 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo test lint unit e2e fuzz bench proto deps clean
+.PHONY: help build demo test lint unit e2e chaos fuzz bench proto deps clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## kmsd and its drivers, in bin/
 	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/kmsd ./cmd/kmsd
@@ -26,10 +26,19 @@ lint: ## gofmt, vet, staticcheck
 
 unit: deps ## every package with the race detector
 	CGO_ENABLED=0 $(GO) build ./cmd/kmsd ./kms ./kms/client
-	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e$$')
+	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
 
 e2e: deps ## real tokens, real processes, real signals
-	$(GO) test -count=1 -timeout 20m ./e2e/
+	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
+
+# A new seed is drawn unless one is given.
+FAULTS  := 300
+MEMBERS := 3
+KINDS   :=
+SEED    := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+
+chaos: deps ## random faults under load: FAULTS=300, SEED=N tries a run again, MEMBERS=3, KINDS=kill-driver,drain
+	$(GO) test -count=1 -v -timeout 60m ./e2e/chaos -run '^TestChaos$$' -args -seed $(SEED) -faults $(FAULTS) -members $(MEMBERS) -kinds '$(KINDS)'
 
 fuzz: ## ten seconds of every fuzz target
 	@$(GO) list -f '{{$$d := .ImportPath}}{{range .TestGoFiles}}{{$$d}} {{end}}{{range .XTestGoFiles}}{{$$d}} {{end}}' ./... | tr ' ' '\n' | sort -u | grep . | while read -r p; do \
@@ -39,7 +48,7 @@ fuzz: ## ten seconds of every fuzz target
 	done
 
 bench: ## every benchmark, once
-	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v '/e2e$$')
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
 
 proto: ## the generated code of the driver contract
 	.ci/install protobuf-compiler

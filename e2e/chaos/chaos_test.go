@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"kmsd/e2e/chaos"
+	"kmsd/kms/api"
 )
 
 var (
@@ -27,35 +28,30 @@ var (
 // fixedSeed is run by everybody, so that at least one run is the same everywhere.
 const fixedSeed = 1
 
-// bin is the folder with the programs; set once, before any test.
+// bin is the folder with the programs; set by build, before anything is started.
 var bin string
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
+// build makes the programs, without the race detector, as they are used.
+func build(t *testing.T) {
+	t.Helper()
+	// Not t.TempDir: the sockets of drivers are below it, and their paths have to be short.
 	dir, err := os.MkdirTemp("", "kmsd-chaos-")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	bin = dir
 	for _, p := range []struct{ cgo, out, pkg string }{
 		{"0", "kmsd", "kmsd/cmd/kmsd"},
 		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
 		{"0", "chaos-driver", "kmsd/e2e/chaos/driver"},
 	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", p.pkg, err, out)
-			return 1
+			t.Fatalf("building %s: %v\n%s", p.pkg, err, out)
 		}
 	}
-	return m.Run()
 }
 
 // TestChaos carries out the faults of a seed while programs wrap, unwrap and sign and
@@ -70,6 +66,9 @@ func TestChaos(t *testing.T) {
 		if k != "" {
 			only = append(only, chaos.Kind(k))
 		}
+	}
+	if !*planOnly {
+		build(t)
 	}
 	for _, seed := range seeds {
 		plan, err := chaos.New(seed, *faults, *members, only...)
@@ -135,10 +134,10 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (done int) {
 			begin := time.Now()
 			err := carry[step.Kind](ctx, s, step)
 			if err != nil {
-				t.Errorf("fault %d at %s, %v: after %v: %v", i+1, begin.Format("15:04:05.000"), step, time.Since(begin).Round(time.Millisecond), err)
+				t.Errorf("fault %d at %s, %v: after %v: %v", i+1, begin.Format(clock), step, time.Since(begin).Round(time.Millisecond), err)
 			}
 			if testing.Verbose() {
-				t.Logf("%s fault %3d %v: whole after %v", begin.Format("15:04:05.000"), i+1, step, time.Since(begin).Round(time.Millisecond))
+				t.Logf("%s fault %3d %v: whole after %v", begin.Format(clock), i+1, step, time.Since(begin).Round(time.Millisecond))
 			}
 		})
 		done++
@@ -210,17 +209,20 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// summary counts requests and says how long they took.
+// summary counts requests and says how they ended and how long they took.
 func summary(requests []chaos.Request) string {
-	failed, longest := 0, chaos.Request{}
+	ends, longest := map[api.Code]int{}, chaos.Request{}
 	for _, r := range requests {
 		if r.Code != "" {
-			failed++
+			ends[r.Code]++
 		}
 		if r.End.Sub(r.Start) > longest.End.Sub(longest.Start) {
 			longest = r
 		}
 	}
-	return fmt.Sprintf("%d requests, %d of them refused, the longest a %s of %v at %s", len(requests), failed, longest.Op,
-		longest.End.Sub(longest.Start).Round(time.Millisecond), longest.Start.Format("15:04:05.000"))
+	return fmt.Sprintf("%d requests, refused %v, the longest a %s of %v at %s", len(requests), ends, longest.Op,
+		longest.End.Sub(longest.Start).Round(time.Millisecond), longest.Start.Format(clock))
 }
+
+// clock is how moments are shown.
+const clock = "15:04:05.000"

@@ -18,6 +18,7 @@ type Rule string
 const (
 	Late        Rule = "a request outlived its deadline"
 	Failed      Rule = "an idempotent request failed"
+	Refused     Rule = "a key operation was refused for a reason that no fault is"
 	NotFound    Rule = "a key that is there was reported as absent"
 	OtherBytes  Rule = "other bytes came back than had gone in"
 	BadSig      Rule = "a good signature was refused"
@@ -58,7 +59,7 @@ func Check(requests []Request, final Final) []Violation {
 // life is what happened to one key.
 type life struct {
 	created   time.Time // when that was acknowledged; zero: never
-	tried     bool      // a creation was at least asked for
+	tried     time.Time // when a creation was first asked for
 	changes   []change  // that make it unusable, or usable again
 	destroyed time.Time // when that was acknowledged; zero: never
 	doomed    bool      // a destruction was at least asked for
@@ -97,7 +98,9 @@ func (c *checker) read(requests []Request) {
 		l := c.life(r.Key)
 		switch r.Op {
 		case Create:
-			l.tried = true
+			if l.tried.IsZero() || r.Start.Before(l.tried) {
+				l.tried = r.Start
+			}
 			if r.acknowledged() {
 				l.created = r.End
 				l.versions = append(l.versions, r)
@@ -138,12 +141,13 @@ func (c *checker) request(r Request) {
 	if r.Code == api.CodeNotFound && !l.created.IsZero() && l.created.Before(r.Start) {
 		c.report(NotFound, "%s: %s", name, r.Message)
 	}
-	if r.Code == api.CodeExists && r.Op == Create && !c.triedBefore(r) {
-		c.report(NotFound, "%s says that a key exists that nobody had asked for", name)
-	}
 	if !r.acknowledged() {
-		if r.Op.idempotent() && !l.excuses(r) {
+		switch {
+		case l.excuses(r):
+		case r.Op.idempotent():
 			c.report(Failed, "%s after %v: %s: %s", name, r.End.Sub(r.Start), r.Code, r.Message)
+		case !passing(r.Code):
+			c.report(Refused, "%s after %v: %s: %s", name, r.End.Sub(r.Start), r.Code, r.Message)
 		}
 		return
 	}
@@ -166,18 +170,14 @@ func (c *checker) request(r Request) {
 	}
 }
 
-// triedBefore says whether the name was asked for before, by whatever request.
-func (c *checker) triedBefore(r Request) bool {
-	l := c.life(r.Key)
-	return !l.created.IsZero() && l.created.Before(r.Start)
-}
-
 // excuses says whether a failed request had to be expected: the key was not there for
-// certain yet, or may have been disabled or destroyed.
+// certain yet, was made before, or may have been disabled or destroyed.
 func (l *life) excuses(r Request) bool {
 	switch r.Code {
 	case api.CodeNotFound:
 		return l.created.IsZero() || !l.created.Before(r.Start)
+	case api.CodeExists:
+		return r.Op == Create && l.tried.Before(r.Start)
 	case api.CodeState:
 		// It may be until a later change is known to have taken it back.
 		return slices.ContainsFunc(l.changes, func(ch change) bool { return ch.op != Enable && ch.start.Before(r.End) })
@@ -185,6 +185,9 @@ func (l *life) excuses(r Request) bool {
 		return false
 	}
 }
+
+// passing says whether a failure is one that may pass, as every fault of a run does.
+func passing(code api.Code) bool { return api.NewError(code, "", nil).Retryable }
 
 // disabledDuring says whether the key was disabled for certain all the time.
 func (l *life) disabledDuring(r Request) bool {
