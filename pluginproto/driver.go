@@ -180,9 +180,12 @@ type CloneRequest struct {
 
 // CloneReply is what one step gives to the other end.
 type CloneReply struct {
-	Blob   []byte
-	Done   bool    // this end has nothing more to do
-	Object *Object // at the target, with Done: the key as it is there now
+	Blob []byte
+	Done bool // this end has nothing more to do
+	// Object is at the source, with step 0: the key as it is there, which the core
+	// compares before the target gets any of it. At the target, with Done: the key as
+	// it is there now.
+	Object *Object
 }
 
 // Op is what a command does.

@@ -91,7 +91,7 @@ func cloneReplyOf(req CloneRequest, m *driverv1.CloneStepReply) (CloneReply, err
 	if len(reply.Blob) > MaxBlob {
 		return CloneReply{}, badReply("a blob of %d bytes, at most %d are possible", len(reply.Blob), MaxBlob)
 	}
-	if req.Role != CloneTarget || !reply.Done {
+	if shows := req.Role == CloneSource && req.Step == 0 || req.Role == CloneTarget && reply.Done; !shows {
 		return reply, nil
 	}
 	o, err := answered(req.Key, m.GetObject())

@@ -24,6 +24,9 @@ func relay(t *testing.T, from, to pluginproto.Driver, transfer [16]byte, id plug
 		if err != nil {
 			return pluginproto.Object{}, fmt.Errorf("source step %d: %w", step, err)
 		}
+		if step == 0 && (given.Object == nil || given.Object.ID != id || len(given.Object.CheckValue) == 0) {
+			return pluginproto.Object{}, errors.New("the source does not show the object that it gives")
+		}
 		if alter != nil {
 			given.Blob = alter(pluginproto.CloneSource, step, given.Blob)
 		}

@@ -84,7 +84,8 @@ func (d *Driver) offer(req pluginproto.CloneRequest) (pluginproto.CloneReply, er
 		return pluginproto.CloneReply{}, err
 	}
 	d.clones.put(req, &transfer{key: req.Key, step: 1})
-	return pluginproto.CloneReply{Blob: blob}, nil
+	object := k.object(req.Key)
+	return pluginproto.CloneReply{Blob: blob, Object: &object}, nil
 }
 
 // consider is the target's step 0.

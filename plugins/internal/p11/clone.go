@@ -63,7 +63,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 	if err != nil {
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
 	}
-	return pluginproto.CloneReply{Blob: out, Done: true}, nil
+	return pluginproto.CloneReply{Blob: out, Done: true, Object: &obj}, nil
 }
 
 // cloneIn unwraps a key into a session object, proves it there, and only then
