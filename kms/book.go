@@ -47,15 +47,19 @@ func (b *book) Plan(ctx context.Context) (replica.Plan, error) {
 }
 
 // Note writes down which copies a member holds, and that it holds nothing that is
-// gone.
+// gone, but for what it has refused to destroy. A copy that is quarantined is none.
 func (b *book) Note(ctx context.Context, member string, plan replica.Plan, report replica.Report) error {
+	kept := make(map[pluginproto.KeyID]bool, len(report.Refused))
+	for _, r := range report.Refused {
+		kept[r.ID] = true
+	}
 	var settled []string
 	for t, err := range b.kms.catalog.Tombstones(ctx) {
 		if err != nil {
 			return err
 		}
 		id, err := pluginproto.ParseKeyID(t.Identity)
-		if err == nil && plan.Gone[id] && slices.Contains(t.Pending, member) {
+		if err == nil && plan.Gone[id] && !kept[id] && slices.Contains(t.Pending, member) {
 			settled = append(settled, t.Identity)
 		}
 	}
@@ -64,6 +68,34 @@ func (b *book) Note(ctx context.Context, member string, plan replica.Plan, repor
 			return err
 		}
 	}
+	return b.kms.noteCopies(ctx, movesOf(member, report))
+}
+
+// Learn writes down which copies a member holds when there are many, a few at a time
+// and each time under the lease, since whoever makes a version relies on the key's
+// record to stay.
+func (b *book) Learn(ctx context.Context, member string, report replica.Report) error {
+	moves := movesOf(member, report)
+	news := b.kms.recordsOf(moves)
+	if len(news) <= catalog.BatchSize {
+		return nil // Note has time for that
+	}
+	for recs := range slices.Chunk(news, catalog.BatchSize) {
+		release, err := b.g.Lease(ctx)
+		if err != nil {
+			return err
+		}
+		err = b.kms.noteBatch(ctx, recs, moves)
+		release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// movesOf is what a report tells about copies, by key name.
+func movesOf(member string, report replica.Report) map[string][]move {
 	moves := make(map[string][]move)
 	for _, c := range report.Held {
 		moves[c.Key] = append(moves[c.Key], move{c.Version, member, true})
@@ -71,7 +103,10 @@ func (b *book) Note(ctx context.Context, member string, plan replica.Plan, repor
 	for _, c := range report.Missing {
 		moves[c.Key] = append(moves[c.Key], move{c.Version, member, false})
 	}
-	return b.kms.noteCopies(ctx, moves)
+	for _, w := range report.Quarantined {
+		moves[w.Key] = append(moves[w.Key], move{w.Version, member, false})
+	}
+	return moves
 }
 
 // move is one thing learnt about copies: a member has one, or has not.
@@ -84,7 +119,16 @@ type move struct {
 // noteCopies writes what was learnt about copies, by key name, into the catalog.
 // What the catalog says already costs nothing.
 func (k *KMS) noteCopies(ctx context.Context, moves map[string][]move) error {
-	var batch []catalog.Key
+	for recs := range slices.Chunk(k.recordsOf(moves), catalog.BatchSize) {
+		if err := k.noteBatch(ctx, recs, moves); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordsOf returns the records that what was learnt changes, as they should be.
+func (k *KMS) recordsOf(moves map[string][]move) (changed []catalog.Key) {
 	for name, ms := range moves {
 		cached, err := k.ring.get(name)
 		if err != nil {
@@ -92,19 +136,19 @@ func (k *KMS) noteCopies(ctx context.Context, moves map[string][]move) error {
 		}
 		rec := cloneRecord(cached.rec)
 		if applyMoves(&rec, ms) {
-			batch = append(batch, rec)
+			changed = append(changed, rec)
 		}
 	}
-	for recs := range slices.Chunk(batch, catalog.BatchSize) {
-		written, err := k.catalog.PutKeys(ctx, recs...)
-		if err == nil {
-			for _, rec := range written {
-				err = k.ring.put(rec)
-			}
-		} else {
-			err = k.noteOneByOne(ctx, recs, moves)
-		}
-		if err != nil {
+	return changed
+}
+
+func (k *KMS) noteBatch(ctx context.Context, recs []catalog.Key, moves map[string][]move) error {
+	written, err := k.catalog.PutKeys(ctx, recs...)
+	if err != nil {
+		return k.noteOneByOne(ctx, recs, moves)
+	}
+	for _, rec := range written {
+		if err := k.ring.put(rec); err != nil {
 			return err
 		}
 	}

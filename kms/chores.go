@@ -233,16 +233,17 @@ func (j *janitor) heal(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// lacking returns the copies that members are without and another one has.
+// lacking returns the copies that members are without and another one has, but for
+// those in whose place there is another key: nothing is ever put there.
 func (j *janitor) lacking(members []string) (all []loss) {
 	here := func(m string) bool { return slices.Contains(members, m) }
 	j.kms.ring.inGroup(j.g.name, func(k *key) bool {
-		for _, v := range k.rec.Versions {
+		for i, v := range k.rec.Versions {
 			if !living(v) || !slices.ContainsFunc(v.Copies, here) {
 				continue
 			}
 			for _, m := range members {
-				if !slices.Contains(v.Copies, m) {
+				if !slices.Contains(v.Copies, m) && !j.g.admission.Quarantined(m, k.ids[i]) {
 					all = append(all, loss{k.rec.Name, v.Number, m})
 				}
 			}
@@ -268,7 +269,7 @@ func (j *janitor) healOne(ctx context.Context, l loss) error {
 	holders := slices.DeleteFunc(j.g.InStep(), func(m group.Member) bool {
 		return !slices.Contains(k.rec.Versions[i].Copies, m.Name())
 	})
-	_, found, err := replica.Fetch(ctx, to, k.copyOf(i), tokens(holders))
+	_, found, err := replica.Fetch(ctx, to, k.copyOf(i), tokens(holders), j.g.Distrust)
 	if err != nil {
 		j.kms.inspect(ctx, j.g, to, k, i) // it may hold a different one
 		return err

@@ -47,10 +47,15 @@ func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
 		}
 	}
 	g.admission = replica.NewAdmission(replica.Config{
-		Book:    &book{kms: k, g: g},
-		InStep:  func() []replica.Token { return tokens(g.InStep()) },
-		Members: len(members),
-		Logger:  log,
+		Book:     &book{kms: k, g: g},
+		InStep:   func() []replica.Token { return tokens(g.InStep()) },
+		Members:  func() int { return len(g.Names()) },
+		Distrust: func(member string, why error) { g.Distrust(member, why) },
+		Logger:   log,
+		Events: func(e api.Event) {
+			e.Group = cfg.Name
+			k.events.publish(e)
+		},
 	})
 	g.janitor = newJanitor(k, g, log)
 	var err error
@@ -59,13 +64,27 @@ func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
 		CommandTimeout: cfg.CommandTimeout, ProbeInterval: cfg.ProbeInterval, Hedge: !cfg.NoHedge, PlainCount: cfg.PlainCount,
 		Recovery: group.Recovery{Manual: cfg.Recovery.Manual, Interval: cfg.Recovery.Interval, Retries: cfg.Recovery.Retries},
 		Members:  members,
-		Admit: func(ctx context.Context, m group.Member, last bool) (group.Admission, error) {
-			return group.Admission{}, g.admission.Admit(ctx, m, last)
-		},
-		Logger:  k.log,
-		OnEvent: func(e api.Event) { k.onGroupEvent(g, e) },
+		Admit:    g.admit,
+		Logger:   k.log,
+		OnEvent:  func(e api.Event) { k.onGroupEvent(g, e) },
 	})
 	return g, err
+}
+
+// admit has a member brought in step, and bars the copies of it that are other keys.
+func (g *keyGroup) admit(ctx context.Context, m group.Member, last bool) (group.Admission, error) {
+	report, err := g.admission.Admit(ctx, m, last)
+	var found group.Admission
+	for _, w := range report.Quarantined {
+		found.Barred = append(found.Barred, w.ID)
+	}
+	return found, err
+}
+
+// forget drops what is known of a member that has left, or is another HSM now.
+func (g *keyGroup) forget(member string) {
+	g.admission.Forget(member)
+	g.janitor.forget(member)
 }
 
 // onGroupEvent passes an event on. What a member's move means for those that wait

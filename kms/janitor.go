@@ -12,8 +12,10 @@ import (
 const (
 	// idle is the longest pause between two rounds of a janitor.
 	idle = time.Minute
-	// soon is the pause before it tries again what has failed.
+	// soon is the pause before it tries again what has failed. It doubles with each
+	// failure, up to late.
 	soon = 5 * time.Second
+	late = 30 * time.Second
 	// choreTimeout bounds one chore, and with it how long it holds the lease.
 	choreTimeout = time.Minute
 	// maxRefusals is how many copies a member may fail to take in one round before the
@@ -30,6 +32,8 @@ type janitor struct {
 	g    *keyGroup
 	log  hclog.Logger
 	call chan struct{} // holds one token while there is a reason to look
+
+	failures int // rounds in a row that could not be finished; of the one goroutine
 
 	mu        sync.Mutex      // guards the rest
 	suspects  map[string]bool // keys whose last operation has an open end
@@ -90,6 +94,13 @@ func (j *janitor) moved(member string) {
 	j.wake()
 }
 
+// forget says that a member has left, or is another HSM now.
+func (j *janitor) forget(member string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	maps.DeleteFunc(j.lost, func(l loss, _ bool) bool { return l.member == member })
+}
+
 // run makes rounds until ctx ends: when woken, when something is due, and once a
 // minute.
 func (j *janitor) run(ctx context.Context) {
@@ -110,6 +121,7 @@ func (j *janitor) run(ctx context.Context) {
 
 // round does all that is to be done now and returns when the next is due.
 func (j *janitor) round(ctx context.Context) (next time.Time) {
+	failed := false
 	for _, chore := range []struct {
 		what string
 		do   func(context.Context) error
@@ -123,8 +135,14 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 	} {
 		if err := chore.do(ctx); err != nil && ctx.Err() == nil {
 			j.log.Warn("janitor could not finish", "chore", chore.what, "error", err)
-			next = time.Now().Add(soon)
+			failed = true
 		}
+	}
+	j.failures++
+	if !failed {
+		j.failures = 0
+	} else {
+		next = time.Now().Add(min(late, soon<<min(j.failures-1, 8)))
 	}
 	if due := j.nextDue(); next.IsZero() || due.Before(next) {
 		return due

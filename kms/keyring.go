@@ -138,7 +138,7 @@ func (r *keyring) inGroup(group string, fn func(*key) bool) {
 // copyOf returns version i as members should hold it.
 func (k *key) copyOf(i int) replica.Copy {
 	v := k.rec.Versions[i]
-	return replica.Copy{ID: k.ids[i], Type: k.typ, CheckValue: v.CheckValue, Key: k.rec.Name, Version: v.Number}
+	return replica.Copy{ID: k.ids[i], Type: k.typ, CheckValue: v.CheckValue, Key: k.rec.Name, Version: v.Number, Members: v.Copies}
 }
 
 // number returns the index of a version by its number; 0 means the newest enabled.

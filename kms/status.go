@@ -27,9 +27,25 @@ func (k *KMS) groupStatus(g *keyGroup) api.Group {
 	for i := range s.Members {
 		m := &s.Members[i]
 		s.Keys, m.Keys = k.ring.count(g.name, m.Name)
-		m.Missing = s.Keys - m.Keys
+		m.Foreign, m.Quarantined = k.oddities(g, m.Name)
+		m.Missing = max(0, s.Keys-m.Keys-m.Quarantined)
+		m.Sync = g.admission.Progress(m.Name)
 	}
 	return s
+}
+
+// oddities returns how many objects on a member nobody here knew when it was last
+// admitted, and how many of its copies are another key.
+func (k *KMS) oddities(g *keyGroup, member string) (foreign, quarantined int) {
+	found, _ := g.admission.Found(member)
+	for _, w := range found.Quarantined {
+		if key, err := k.ring.get(w.Key); err == nil {
+			if i, ok := key.byID[w.ID]; ok && living(key.rec.Versions[i]) {
+				quarantined++
+			}
+		}
+	}
+	return len(found.Foreign), quarantined
 }
 
 // Recover makes an attempt to bring a member back now and returns how it ended.

@@ -77,7 +77,9 @@ func (k *KMS) inspect(ctx context.Context, g *keyGroup, m group.Member, key *key
 	default:
 		c.State, c.CheckValue = copyOK, hex.EncodeToString(object.CheckValue)
 	}
-	if c.State == copyDifferent { // what it wraps with that, nobody else could unwrap
+	if c.State == copyDifferent && !g.admission.Quarantined(m.Name(), key.ids[i]) {
+		// What it wraps with that, nobody else could unwrap. It is compared anew, and
+		// that copy is not used any more.
 		g.Distrust(m.Name(), fmt.Errorf("its copy of key %s version %d is a different one", key.rec.Name, v.Number))
 	}
 	return c

@@ -2,11 +2,15 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
 )
 
 // defaultPatience is how long a member that lacks copies waits for others to come
@@ -17,6 +21,9 @@ const defaultPatience = 2 * time.Second
 type Book interface {
 	// Plan returns what members should hold at this moment.
 	Plan(ctx context.Context) (Plan, error)
+	// Learn writes down which copies a member holds after the bulk of the work, without
+	// the group's lease, so that little is left for Note.
+	Learn(ctx context.Context, member string, report Report) error
 	// Note writes down what a member holds: it is called under the group's lease,
 	// with the plan that the member was compared with, just before the member is
 	// admitted.
@@ -32,16 +39,26 @@ type Book interface {
 // holder is there. When members start together and each lacks something that
 // another has, they supply each other, since a copy is as good as its check value
 // on a member that is not in step yet, too.
+//
+// What a member refuses fails its attempt once, when all else is done: a new driver
+// often mends it, and has only that left to do. When it does not, the member is
+// admitted without, with an alarm: one key that does not fit on a token must not take
+// all others away from it. A copy with another value is quarantined and keeps nobody
+// out either. A member that has lost every key is not filled again by itself.
 type Admission struct {
 	book     Book
 	inStep   func() []Token
-	members  int // of the group
+	members  func() int
+	distrust func(member string, why error)
 	patience time.Duration
 	log      hclog.Logger
+	events   func(api.Event)
 
-	mu      sync.Mutex
-	waiting map[string]*Sync // :: member → what it holds, while it is being admitted
-	changed chan struct{}    // closed and replaced when waiting changes
+	mu       sync.Mutex
+	waiting  map[string]*Sync  // :: member → what it holds, while it is being admitted
+	found    map[string]Report // :: member → how its last admission found it; without what it holds
+	balked   map[string]bool   // members whose last attempt failed because of what they refused
+	observed chan struct{}     // closed and replaced when waiting changes
 }
 
 // Config is what NewAdmission needs.
@@ -50,12 +67,18 @@ type Config struct {
 	// InStep returns the members that serve or stand by; they are preferred as
 	// sources, in this order.
 	InStep func() []Token
-	// Members is how many members the group has.
-	Members int
+	// Members returns how many members the group has.
+	Members func() int
+	// Distrust takes a member out whose copy turns out to be another key. Nil: nobody
+	// does.
+	Distrust func(member string, why error)
 	// Patience is how long a member waits for others that may supply what it lacks.
 	// Zero means 2 s.
 	Patience time.Duration
 	Logger   hclog.Logger // nil means silence
+	// Events gets the progress of each member, at most twice a second and at its end,
+	// and alarms. The group's name is left to be filled in. Nil: nobody listens.
+	Events func(api.Event)
 }
 
 // NewAdmission returns the door of a group.
@@ -66,87 +89,234 @@ func NewAdmission(cfg Config) *Admission {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
+	if cfg.Events == nil {
+		cfg.Events = func(api.Event) {}
+	}
 	return &Admission{
-		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, patience: cfg.Patience, log: cfg.Logger,
-		waiting: make(map[string]*Sync, cfg.Members),
-		changed: make(chan struct{}),
+		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, distrust: cfg.Distrust,
+		patience: cfg.Patience, log: cfg.Logger, events: cfg.Events,
+		waiting:  make(map[string]*Sync),
+		found:    make(map[string]Report),
+		balked:   make(map[string]bool),
+		observed: make(chan struct{}),
 	}
 }
 
 // Admit brings a member in step. It is called first with last false, while keys
 // may still be made and destroyed, and does the bulk; then with last true, under
 // the group's lease, when it does what has changed since. An error keeps the member
-// out.
-func (a *Admission) Admit(ctx context.Context, member Token, last bool) (err error) {
+// out. The report is complete when last is true.
+func (a *Admission) Admit(ctx context.Context, member Token, last bool) (_ Report, err error) {
 	defer func() {
 		if last || err != nil {
 			a.Moved(member.Name())
 		}
 	}()
 	if !last {
-		return a.bulk(ctx, member)
+		return Report{}, a.bulk(ctx, member)
 	}
 	s := a.enrolled(member)
 	if s == nil {
-		if s, err = NewSync(ctx, member); err != nil {
-			return err
+		if s, err = a.list(ctx, member); err != nil {
+			return Report{}, err
 		}
 	}
-	plan, report, err := a.apply(ctx, s)
+	plan, err := a.plan(ctx, member)
 	if err != nil {
-		return err
+		return Report{}, err
+	}
+	report, err := s.Apply(ctx, plan, a.sources())
+	if err != nil {
+		return Report{}, err
 	}
 	if err := a.book.Note(ctx, member.Name(), plan, report); err != nil {
-		return fmt.Errorf("noting what member %s holds: %w", member.Name(), err)
+		return Report{}, noting(member, err)
 	}
-	a.tell(member.Name(), report)
-	return nil
+	a.conclude(member.Name(), s, report)
+	return report, nil
 }
 
 // bulk lists the member and brings over what others have, and waits a little for
 // others when it lacks what nobody has yet.
-func (a *Admission) bulk(ctx context.Context, member Token) error {
-	s, err := NewSync(ctx, member)
+func (a *Admission) bulk(ctx context.Context, member Token) (err error) {
+	s, err := a.list(ctx, member)
 	if err != nil {
 		return err
 	}
+	plan, err := a.plan(ctx, member)
+	if err != nil {
+		return err
+	}
+	if err := s.emptied(plan); err != nil {
+		return err
+	}
 	a.enrol(member.Name(), s)
+	defer func() { a.tellEnd(member.Name(), s, err) }()
 	patience := time.NewTimer(a.patience)
 	defer patience.Stop()
 	for {
 		changed := a.change()
-		_, report, err := a.apply(ctx, s)
+		report, err := s.Apply(ctx, plan, a.sources())
 		if err != nil {
 			return err
 		}
-		if len(report.Missing) == 0 || a.complete() {
-			return nil
+		if len(report.Missing) <= len(report.Refused) || a.complete() {
+			return a.settle(ctx, member, report)
 		}
 		select {
 		case <-changed:
 		case <-patience.C:
-			return nil
+			return a.settle(ctx, member, report)
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if plan, err = a.plan(ctx, member); err != nil {
+			return err
 		}
 	}
 }
 
-func (a *Admission) apply(ctx context.Context, s *Sync) (Plan, Report, error) {
-	plan, err := a.book.Plan(ctx)
-	if err != nil {
-		return Plan{}, Report{}, fmt.Errorf("reading what member %s should hold: %w", s.token.Name(), err)
+// settle writes down what the bulk has come to, and decides whether it is enough.
+func (a *Admission) settle(ctx context.Context, member Token, r Report) error {
+	if err := a.book.Learn(ctx, member.Name(), r); err != nil {
+		return noting(member, err)
 	}
-	report, err := s.Apply(ctx, plan, a.sources)
-	return plan, report, err
+	return a.endure(member.Name(), r)
 }
 
-// sources returns who may supply a copy: the members in step, then those that are
-// being admitted and say that they hold it.
-func (a *Admission) sources(c Copy) []Token {
-	tokens := a.inStep()
+func noting(member Token, err error) error {
+	return fmt.Errorf("noting what member %s holds: %w", member.Name(), err)
+}
+
+// endure decides whether a member is admitted in spite of what it has refused: not at
+// the first attempt.
+func (a *Admission) endure(member string, r Report) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	before := a.balked[member]
+	a.balked[member] = len(r.Refused) > 0
+	if len(r.Refused) == 0 || before {
+		return nil
+	}
+	return fmt.Errorf("bringing member %s in step: %w", member, refusals(r.Refused))
+}
+
+// Compare asks a member what it holds and compares that with the catalog. It changes
+// nothing, and remembers nothing.
+func (a *Admission) Compare(ctx context.Context, member Token) (Report, error) {
+	s, err := NewSync(ctx, member)
+	if err != nil {
+		return Report{}, err
+	}
+	plan, err := a.plan(ctx, member)
+	if err != nil {
+		return Report{}, err
+	}
+	return s.Compare(plan), nil
+}
+
+// Found returns how the last admission of a member found it, but for the list of what
+// it holds. It reports false when there was none yet.
+func (a *Admission) Found(member string) (Report, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, ok := a.found[member]
+	return r, ok
+}
+
+// Quarantined reports whether the copy of an identity on a member was found to be
+// another key when the member was admitted.
+func (a *Admission) Quarantined(member string, id pluginproto.KeyID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.quarantinedLocked(member, id)
+}
+
+func (a *Admission) quarantinedLocked(member string, id pluginproto.KeyID) bool {
+	for _, w := range a.found[member].Quarantined {
+		if w.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// Progress returns how far the admission of a member has come; nil when it is not
+// being admitted, or nothing was to be done.
+func (a *Admission) Progress(member string) *api.Progress {
+	a.mu.Lock()
+	s := a.waiting[member]
+	a.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	if p, any := s.meter.progress(); any {
+		return &p
+	}
+	return nil
+}
+
+// Moved says that a member has come into step or has been lost. Either way it is
+// not being admitted any more, and those who wait for a source look again.
+func (a *Admission) Moved(member string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.waiting, member)
+	a.changedLocked()
+}
+
+// Forget says that a member has left the group, or is another HSM now.
+func (a *Admission) Forget(member string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.waiting, member)
+	delete(a.found, member)
+	delete(a.balked, member)
+	a.changedLocked()
+}
+
+func (a *Admission) list(ctx context.Context, member Token) (*Sync, error) {
+	s, err := NewSync(ctx, member)
+	if err != nil {
+		return nil, err
+	}
+	s.meter.tell = func(p api.Progress) { a.tellProgress(member.Name(), p) }
+	return s, nil
+}
+
+func (a *Admission) plan(ctx context.Context, member Token) (Plan, error) {
+	plan, err := a.book.Plan(ctx)
+	if err != nil {
+		return Plan{}, fmt.Errorf("reading what member %s should hold: %w", member.Name(), err)
+	}
+	return plan, nil
+}
+
+// conclude remembers how an admission found a member, and tells of it.
+func (a *Admission) conclude(member string, s *Sync, r Report) {
+	held := len(r.Held)
+	r.Held = nil
+	a.mu.Lock()
+	before := a.found[member]
+	a.found[member] = r
+	a.mu.Unlock()
+	a.tellFound(member, held, before, r)
+}
+
+func (a *Admission) sources() Sources { return Sources{Of: a.holders, Wrong: a.distrust} }
+
+// holders returns who may supply a copy: the members in step, then those that are
+// being admitted and say that they hold it.
+func (a *Admission) holders(c Copy) []Token {
+	inStep := a.inStep()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var tokens []Token
+	for _, t := range inStep {
+		if !a.quarantinedLocked(t.Name(), c.ID) {
+			tokens = append(tokens, t)
+		}
+	}
 	for _, s := range a.waiting {
 		if s.Holds(c) {
 			tokens = append(tokens, s.token)
@@ -157,25 +327,22 @@ func (a *Admission) sources(c Copy) []Token {
 
 // complete reports whether no other member can be hoped for.
 func (a *Admission) complete() bool {
-	inStep := a.inStep()
+	here := make(map[string]bool)
+	for _, t := range a.inStep() {
+		here[t.Name()] = true
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(inStep)+len(a.waiting) >= a.members
+	for name := range a.waiting {
+		here[name] = true
+	}
+	return len(here) >= a.members()
 }
 
 func (a *Admission) enrol(member string, s *Sync) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.waiting[member] = s
-	a.changedLocked()
-}
-
-// Moved says that a member has come into step or has been lost. Either way it is
-// not being admitted any more, and those who wait for a source look again.
-func (a *Admission) Moved(member string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.waiting, member)
 	a.changedLocked()
 }
 
@@ -193,23 +360,23 @@ func (a *Admission) enrolled(member Token) *Sync {
 func (a *Admission) change() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.changed
+	return a.observed
 }
 
 func (a *Admission) changedLocked() {
-	close(a.changed)
-	a.changed = make(chan struct{})
+	close(a.observed)
+	a.observed = make(chan struct{})
 }
 
-// tell says in one line what was unusual about an admission.
-func (a *Admission) tell(member string, r Report) {
-	if r.Cloned+len(r.Destroyed)+len(r.Missing)+r.Foreign == 0 {
-		return
+// refusals makes one error of many, that names the first few.
+func refusals(all []Refusal) error {
+	const named = 3
+	var errs []error
+	for _, r := range all[:min(named, len(all))] {
+		errs = append(errs, r.Err)
 	}
-	level := hclog.Info
-	if len(r.Missing) > 0 {
-		level = hclog.Warn
+	if more := len(all) - named; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more", more))
 	}
-	a.log.Log(level, "member compared with the catalog", "member", member, "held", len(r.Held), "cloned", r.Cloned,
-		"destroyed", len(r.Destroyed), "missing", len(r.Missing), "foreign", r.Foreign)
+	return errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 
 	"kmsd/pluginproto"
@@ -30,8 +31,9 @@ func (e *SourceError) Error() string {
 
 // Clone copies a key from one member to another by relaying what their HSMs have
 // to say to each other, and returns the key as the target's HSM describes it. The
-// target already holding the key makes it a success. An error of the source is a
-// [*SourceError]; every other error is the target's.
+// target already holding the key makes it a success. A source whose own copy is
+// another key gives nothing away. An error of the source is a [*SourceError]; every
+// other error is the target's.
 func Clone(ctx context.Context, from, to Token, want Copy) (pluginproto.Object, error) {
 	source := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: want.ID}
 	if _, err := rand.Read(source.Transfer[:]); err != nil {
@@ -45,6 +47,9 @@ func Clone(ctx context.Context, from, to Token, want Copy) (pluginproto.Object, 
 		said, err := from.CloneStep(ctx, source)
 		if err == nil {
 			err = checkBlob(said.Blob)
+		}
+		if err == nil && step == 0 {
+			err = checkSource(from, want, said.Object)
 		}
 		if err != nil {
 			return pluginproto.Object{}, &SourceError{Member: from.Name(), Err: err}
@@ -70,6 +75,18 @@ func Clone(ctx context.Context, from, to Token, want Copy) (pluginproto.Object, 
 		"the two drivers came to no end")
 }
 
+// checkSource makes sure that a source has the right copy before any of it goes to
+// the target, where it would have to be told from one that was there before.
+func checkSource(from Token, want Copy, has *pluginproto.Object) error {
+	if has == nil {
+		return pluginproto.Errorf(pluginproto.ClassUnknown, fmt.Sprintf("cloning %s", want), "the driver does not say what it gives")
+	}
+	if err := want.matches(*has); err != nil {
+		return different(from.Name(), err)
+	}
+	return nil
+}
+
 // arrived checks what the target says it has now.
 func arrived(to Token, want Copy, got *pluginproto.Object) (pluginproto.Object, error) {
 	if got == nil {
@@ -77,7 +94,7 @@ func arrived(to Token, want Copy, got *pluginproto.Object) (pluginproto.Object, 
 			fmt.Sprintf("cloning %s to %s", want, to.Name()), "the driver does not say what it has received")
 	}
 	if err := want.matches(*got); err != nil {
-		return pluginproto.Object{}, different(to.Name(), []error{err})
+		return *got, different(to.Name(), err)
 	}
 	return *got, nil
 }
@@ -87,4 +104,35 @@ func checkBlob(b []byte) error {
 		return pluginproto.Errorf(pluginproto.ClassUnknown, "cloning", "the driver's message has %d bytes, more than %d", len(b), maxBlob)
 	}
 	return nil
+}
+
+// Fetch clones a copy to a member from the first source that can supply it. It
+// answers not found, without an error, when no source holds it. A source whose copy
+// is another key counts as one without; wrong is told of it and may be nil.
+func Fetch(ctx context.Context, to Token, c Copy, sources []Token, wrong func(source string, err error)) (_ pluginproto.Object, found bool, err error) {
+	var failures []error
+	for _, from := range sources {
+		if from.Name() == to.Name() {
+			continue
+		}
+		object, err := Clone(ctx, from, to, c)
+		if err == nil {
+			return object, true, nil
+		}
+		source, atSource := errors.AsType[*SourceError](err)
+		switch {
+		case !atSource:
+			return object, false, err
+		case errors.Is(source.Err, ErrDifferent):
+			if wrong != nil {
+				wrong(source.Member, source.Err)
+			}
+		case pluginproto.ClassOf(source.Err) != pluginproto.ClassNotFound:
+			failures = append(failures, err)
+		}
+		if ctx.Err() != nil {
+			return pluginproto.Object{}, false, ctx.Err()
+		}
+	}
+	return pluginproto.Object{}, false, errors.Join(failures...)
 }

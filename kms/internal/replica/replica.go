@@ -8,8 +8,8 @@
 // One rule makes all of it safe: a copy is as good as its check value. A copy is
 // taken from any connected member whose own HSM says it has the right one, in step
 // or not, and it is checked again by the HSM that has received it. A key with
-// another value under a known identity is never overwritten and never served: its
-// member stays out and says why.
+// another value under a known identity is quarantined: it is never used, never
+// copied and never overwritten, and its member serves all other keys.
 package replica
 
 import (
@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"kmsd/pluginproto"
 )
@@ -26,6 +25,7 @@ import (
 type Token interface {
 	Name() string
 	List(ctx context.Context) ([]pluginproto.Object, error)
+	SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error
 	Destroy(ctx context.Context, id pluginproto.KeyID) error
 	CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error)
 }
@@ -36,14 +36,22 @@ type Copy struct {
 	Type       pluginproto.KeyType
 	CheckValue []byte
 
-	Key     string // the key's name, for messages
+	Key     string // the key's name
 	Version int
+
+	// Members are those that are known to hold it, as far as anybody knows. What a
+	// member holds is what its HSM says; this only tells what to expect.
+	Members []string
 }
 
 func (c Copy) String() string { return fmt.Sprintf("key %s version %d", c.Key, c.Version) }
 
+// Label is what CKA_LABEL should be: the name and version, for a person with a
+// PKCS#11 browser.
+func (c Copy) Label() string { return fmt.Sprintf("%s/%d", c.Key, c.Version) }
+
 // matches tells in words how an object differs from the copy it should be; nil
-// when it does not.
+// when it does not. The label does not count.
 func (c Copy) matches(o pluginproto.Object) error {
 	switch {
 	case o.ID != c.ID:
@@ -68,34 +76,36 @@ type Plan struct {
 	Open map[pluginproto.KeyID]bool
 }
 
-// Report is what a member holds of a plan.
+// Report is what a member holds of a plan, and what was done to it.
 type Report struct {
-	Held      []Copy              // all that it holds now
+	Held      []Copy              // all that it holds now, with the right value
 	Cloned    int                 // how many of them had to be copied to it
-	Missing   []Copy              // what it lacks and nobody connected can supply
+	Changed   int                 // how many of them had another label
 	Destroyed []pluginproto.KeyID // gone identities that were still on it
-	Foreign   int                 // keys that nobody here knows; they are left alone
+
+	Missing     []Copy               // what it lacks: nobody connected can supply it, or it was refused
+	Refused     []Refusal            // what could not be done to it; only this keeps a member out
+	Quarantined []Wrong              // copies with another value; left alone
+	Foreign     []pluginproto.Object // keys that nobody here knows; left alone
+}
+
+// Wrong is an object that should be a copy and has another value.
+type Wrong struct {
+	Copy
+	Found pluginproto.Object
+}
+
+// Refusal is one thing that could not be done, while its member works. Err says
+// what it was, to which key, and on which member.
+type Refusal struct {
+	ID  pluginproto.KeyID
+	Err error
 }
 
 // ErrDifferent is in the error for a key that has another value than its check
 // value says.
 var ErrDifferent = errors.New("the key has another value than the catalog says")
 
-// different makes the permanent failure of a member with wrong copies.
-func different(member string, faults []error) error {
-	const shown = 3
-	var names []string
-	for _, f := range faults[:min(shown, len(faults))] {
-		names = append(names, f.Error())
-	}
-	if more := len(faults) - shown; more > 0 {
-		names = append(names, fmt.Sprintf("and %d more", more))
-	}
-	return fmt.Errorf("%w: %w", ErrDifferent, &pluginproto.Error{
-		Class: pluginproto.ClassMember,
-		Op:    "comparing member " + member + " with the catalog",
-		Msg: strings.Join(names, "; ") +
-			"; it is not overwritten: find out which is right, then remove the wrong object or replace the member",
-		Permanent: true,
-	})
+func different(member string, fault error) error {
+	return fmt.Errorf("comparing the copy of member %s: %w: %w", member, ErrDifferent, fault)
 }

@@ -5,9 +5,8 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"go.uber.org/goleak"
 
@@ -38,11 +37,12 @@ func newMember(t *testing.T, name string) *member {
 // make makes a key on the member and returns what copies of it should be.
 func (m *member) make(t *testing.T, n byte) replica.Copy {
 	t.Helper()
-	o, err := m.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{n}, Type: pluginproto.AES256})
+	key := string('a' + rune(n))
+	o, err := m.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{n}, Type: pluginproto.AES256, Label: key + "/1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return replica.Copy{ID: o.ID, Type: o.Type, CheckValue: o.CheckValue, Key: string('a' + rune(n)), Version: 1}
+	return replica.Copy{ID: o.ID, Type: o.Type, CheckValue: o.CheckValue, Key: key, Version: 1}
 }
 
 // other is a copy of c's name and identity with another value.
@@ -86,6 +86,9 @@ func TestCloneThatFails(t *testing.T) {
 		change(&o)
 		return pluginproto.CloneReply{Done: true, Object: &o}
 	}
+	right := func(*pluginproto.Object) {}
+	silent := object(right)
+	silent.Done = false
 	for _, x := range []struct {
 		name     string
 		from, to replica.Token
@@ -106,18 +109,22 @@ func TestCloneThatFails(t *testing.T) {
 			false, pluginproto.ClassMember, "cloning key b version 1 to member hsm-b: wrapping: CKR_DEVICE_ERROR"},
 		{"the target says too much", a, &odd{b, reply(pluginproto.CloneReply{Blob: make([]byte, 2<<20)})},
 			false, pluginproto.ClassUnknown, "the driver's message has 2097152 bytes"},
-		{"both talk for ever", &odd{a, reply(pluginproto.CloneReply{})}, &odd{b, reply(pluginproto.CloneReply{})},
+		{"the source does not say what it gives", &odd{a, reply(pluginproto.CloneReply{})}, b,
+			true, pluginproto.ClassUnknown, "the driver does not say what it gives"},
+		{"the source has another value", &odd{a, reply(object(func(o *pluginproto.Object) { o.CheckValue = []byte{1} }))}, &odd{b, nil},
+			true, pluginproto.ClassUnknown, "cloning from member hsm-a: comparing the copy of member hsm-a: the key has another value"},
+		{"both talk for ever", &odd{a, reply(silent)}, &odd{b, reply(pluginproto.CloneReply{})},
 			false, pluginproto.ClassUnknown, "came to no end"},
-		{"the source is done and the target is not", &odd{a, reply(pluginproto.CloneReply{Done: true})}, &odd{b, reply(pluginproto.CloneReply{})},
+		{"the source is done and the target is not", &odd{a, reply(object(right))}, &odd{b, reply(pluginproto.CloneReply{})},
 			false, pluginproto.ClassUnknown, "came to no end"},
 		{"the target does not say what it has", a, &odd{b, reply(pluginproto.CloneReply{Done: true})},
 			false, pluginproto.ClassUnknown, "does not say what it has received"},
 		{"the target has another identity", a, &odd{b, reply(object(func(o *pluginproto.Object) { o.ID[0]++ }))},
-			false, pluginproto.ClassMember, "identity is 02"},
+			false, pluginproto.ClassUnknown, "identity is 02"},
 		{"the target has another type", a, &odd{b, reply(object(func(o *pluginproto.Object) { o.Type = pluginproto.AES128 }))},
-			false, pluginproto.ClassMember, "type is aes-128, want aes-256"},
+			false, pluginproto.ClassUnknown, "type is aes-128, want aes-256"},
 		{"the target has another value", a, &odd{b, reply(object(func(o *pluginproto.Object) { o.CheckValue = []byte{1} }))},
-			false, pluginproto.ClassMember, "check value is 01, want"},
+			false, pluginproto.ClassUnknown, "check value is 01, want"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			_, err := replica.Clone(t.Context(), x.from, x.to, c)
@@ -154,12 +161,13 @@ func TestSyncMakesTheMemberHoldThePlan(t *testing.T) {
 		Gone:   map[pluginproto.KeyID]bool{gone.ID: true, {99}: true},
 		Open:   map[pluginproto.KeyID]bool{open.ID: true},
 	}
-	sources := func(replica.Copy) []replica.Token { return []replica.Token{b, a} }
+	sources := from(b, a)
 	r, err := s.Apply(t.Context(), plan, sources)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Held) != 2 || r.Cloned != 1 || len(r.Missing) != 1 || r.Missing[0].ID != orphan.ID || len(r.Destroyed) != 1 || r.Foreign != 1 {
+	if len(r.Held) != 2 || r.Cloned != 1 || len(r.Missing) != 1 || r.Missing[0].ID != orphan.ID || len(r.Destroyed) != 1 ||
+		len(r.Foreign) != 1 || r.Foreign[0].ID != foreign.ID || r.Foreign[0].Label != "g/1" {
 		t.Errorf("report %+v", r)
 	}
 	if ids := b.Token().Keys(); len(ids) != 4 || ids[0] != both.ID || ids[1] != missing.ID || ids[2] != open.ID || ids[3] != foreign.ID {
@@ -170,7 +178,7 @@ func TestSyncMakesTheMemberHoldThePlan(t *testing.T) {
 	steps := b.Calls(memdriver.CallCloneStep)
 	plan.Copies = append(plan.Copies[:2], a.make(t, 7))
 	plan.Gone[both.ID] = true // a key that is wanted is not destroyed
-	if r, err = s.Apply(t.Context(), plan, sources); err != nil || len(r.Held) != 3 || r.Cloned != 1 {
+	if r, err = s.Apply(t.Context(), plan, sources); err != nil || len(r.Held) != 3 || r.Cloned != 2 {
 		t.Errorf("second report %+v, %v", r, err)
 	}
 	if n := b.Calls(memdriver.CallCloneStep) - steps; n > 2 || b.Calls(memdriver.CallList) != 1 {
@@ -178,44 +186,85 @@ func TestSyncMakesTheMemberHoldThePlan(t *testing.T) {
 	}
 }
 
-func TestSyncThatFails(t *testing.T) {
+func from(members ...replica.Token) replica.Sources {
+	return replica.Sources{Of: func(replica.Copy) []replica.Token { return members }}
+}
+
+func TestSyncEndsWhenTheMemberIsLost(t *testing.T) {
 	broken := &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "calling"}
 	for _, x := range []struct {
 		name string
-		harm func(t *testing.T, a, b *member, wanted, gone replica.Copy)
-		want error
+		call memdriver.Call
 		text string
 	}{
-		{"another value under a known identity", func(t *testing.T, _, b *member, wanted, _ replica.Copy) { b.other(t, wanted) },
-			replica.ErrDifferent, "key b version 1: check value is"},
-		{"the only source breaks", func(_ *testing.T, a, _ *member, _, _ replica.Copy) {
-			a.Script(memdriver.Fault{Call: memdriver.CallCloneStep, Err: broken})
-		}, nil, "cloning from member hsm-a: calling: CKR_DEVICE_ERROR"},
-		{"the member breaks while it takes a copy", func(_ *testing.T, _, b *member, _, _ replica.Copy) {
-			b.Script(memdriver.Fault{Call: memdriver.CallCloneStep, Err: broken})
-		}, broken, "cloning key b version 1 to member hsm-b"},
-		{"the member breaks while it destroys", func(_ *testing.T, _, b *member, _, _ replica.Copy) {
-			b.Script(memdriver.Fault{Call: memdriver.CallDestroy, Err: broken})
-		}, broken, "on member hsm-b: calling: CKR_DEVICE_ERROR"},
+		{"while it takes a copy", memdriver.CallCloneStep, "cloning key b version 1 to member hsm-b"},
+		{"while it destroys", memdriver.CallDestroy, "on member hsm-b: calling: CKR_DEVICE_ERROR"},
+		{"while a label is set right", memdriver.CallSetAttributes, "setting the label of key d version 1 on member hsm-b"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
-			wanted, gone := a.make(t, 1), b.make(t, 2)
-			x.harm(t, a, b, wanted, gone)
+			wanted, gone, named := a.make(t, 1), b.make(t, 2), b.make(t, 3)
+			b.label(t, named, "something else")
+			b.Script(memdriver.Fault{Call: x.call, Err: broken})
 			s, err := replica.NewSync(t.Context(), b)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = s.Apply(t.Context(), replica.Plan{Copies: []replica.Copy{wanted}, Gone: map[pluginproto.KeyID]bool{gone.ID: true}},
-				func(replica.Copy) []replica.Token { return []replica.Token{a} })
-			if err == nil || x.want != nil && !errors.Is(err, x.want) || !strings.Contains(err.Error(), x.text) {
+			_, err = s.Apply(t.Context(), replica.Plan{
+				Copies: []replica.Copy{wanted, named}, Gone: map[pluginproto.KeyID]bool{gone.ID: true},
+			}, from(a))
+			if !errors.Is(err, broken) || !strings.Contains(err.Error(), x.text) {
 				t.Errorf("Apply = %v, want %q", err, x.text)
 			}
 		})
 	}
 }
 
-func TestDifferentValueChangesNothing(t *testing.T) {
+func (m *member) label(t *testing.T, c replica.Copy, label string) {
+	t.Helper()
+	if err := m.SetAttributes(t.Context(), c.ID, pluginproto.Attributes{Label: &label}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *member) labelOf(t *testing.T, c replica.Copy) string {
+	t.Helper()
+	o, err := m.Inspect(t.Context(), c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o.Label
+}
+
+func TestOtherLabelsAreSetRight(t *testing.T) {
+	a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
+	held, missing := b.make(t, 1), a.make(t, 2)
+	b.label(t, held, "old")
+	a.label(t, missing, "older") // which the copy inherits
+	namesake := b.make(t, 3)     // a foreign key with the label of ours stays foreign
+	b.label(t, namesake, missing.Label())
+	s, err := replica.NewSync(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := replica.Plan{Copies: []replica.Copy{held, missing}}
+	for range 2 { // the second time there is nothing left
+		r, err := s.Apply(t.Context(), plan, from(a))
+		if err != nil || r.Changed != 2 || r.Cloned != 1 || len(r.Foreign) != 1 || r.Foreign[0].ID != namesake.ID {
+			t.Errorf("report %+v, %v", r, err)
+		}
+	}
+	if n := b.Calls(memdriver.CallSetAttributes); n != 4 { // two of them the test's
+		t.Errorf("labels were set %d times", n)
+	}
+	for _, c := range plan.Copies {
+		if got := b.labelOf(t, c); got != c.Label() {
+			t.Errorf("label is %q, want %q", got, c.Label())
+		}
+	}
+}
+
+func TestDifferentValueIsQuarantinedAndKeepsNobodyOut(t *testing.T) {
 	a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
 	wanted, missing, gone := a.make(t, 1), a.make(t, 2), b.make(t, 3)
 	b.other(t, wanted)
@@ -223,142 +272,108 @@ func TestDifferentValueChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = s.Apply(t.Context(), replica.Plan{
+	before, err := b.Inspect(t.Context(), wanted.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Apply(t.Context(), replica.Plan{
 		Copies: []replica.Copy{wanted, missing}, Gone: map[pluginproto.KeyID]bool{gone.ID: true},
-	}, func(replica.Copy) []replica.Token { return []replica.Token{a} })
-	var e *pluginproto.Error
-	if !errors.As(err, &e) || !e.Permanent || e.Class != pluginproto.ClassMember {
-		t.Errorf("Apply = %v, want a permanent failure of the member", err)
+	}, from(a))
+	if err != nil || len(r.Quarantined) != 1 || r.Quarantined[0].ID != wanted.ID || len(r.Held) != 1 || len(r.Destroyed) != 1 || len(r.Missing) != 0 {
+		t.Fatalf("report %+v, %v", r, err)
 	}
-	if len(b.Token().Keys()) != 2 || b.Calls(memdriver.CallDestroy)+b.Calls(memdriver.CallCloneStep) != 0 {
-		t.Errorf("hsm-b was changed: %v", b.Token().Keys())
+	if got := r.Quarantined[0].Found.CheckValue; !bytes.Equal(got, before.CheckValue) || s.Holds(wanted) {
+		t.Errorf("found %x, want %x; holds %v", got, before.CheckValue, s.Holds(wanted))
 	}
-}
-
-// book is a plan in memory.
-type book struct {
-	plan  replica.Plan
-	notes []string
-	err   error
-}
-
-func (b *book) Plan(context.Context) (replica.Plan, error) { return b.plan, b.err }
-
-func (b *book) Note(_ context.Context, member string, _ replica.Plan, _ replica.Report) error {
-	b.notes = append(b.notes, member)
-	return b.err
-}
-
-// hall is a group of members in step.
-type hall struct {
-	*replica.Admission
-	*book
-	in []replica.Token
-}
-
-func newHall(members int) *hall {
-	h := &hall{book: &book{}}
-	h.Admission = replica.NewAdmission(replica.Config{
-		Book: h.book, Members: members,
-		InStep: func() []replica.Token { return append([]replica.Token(nil), h.in...) },
-	})
-	return h
-}
-
-func TestAdmissionWaitsForASource(t *testing.T) {
-	for _, x := range []struct {
-		name  string
-		comes time.Duration // when the member with the key comes; 0: never
-		took  time.Duration
-		holds bool
-	}{
-		{"a source comes in time", time.Second, time.Second, true},
-		{"no source comes", 0, 2 * time.Second, false},
-	} {
-		t.Run(x.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
-				h := newHall(3)
-				h.plan.Copies = []replica.Copy{a.make(t, 1)}
-				if x.comes > 0 {
-					go func() {
-						<-time.After(x.comes)
-						if err := h.Admit(t.Context(), a, false); err != nil {
-							t.Error(err)
-						}
-					}()
-				}
-				began := time.Now()
-				for _, last := range []bool{false, true} {
-					if err := h.Admit(t.Context(), b, last); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if took := time.Since(began); took != x.took {
-					t.Errorf("took %v, want %v", took, x.took)
-				}
-				if holds := len(b.Token().Keys()) == 1; holds != x.holds || len(h.notes) != 1 {
-					t.Errorf("holds %v, want %v; notes %v", holds, x.holds, h.notes)
-				}
-			})
-		})
+	if after, err := b.Inspect(t.Context(), wanted.ID); err != nil || !bytes.Equal(after.CheckValue, before.CheckValue) {
+		t.Errorf("the other key was touched: %+v, %v", after, err)
 	}
 }
 
-func TestAdmissionDoesNotWaitWhenAllAreThere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
-		h := newHall(2)
-		h.in = []replica.Token{a}
-		h.plan.Copies = []replica.Copy{a.make(t, 1)}
-		a.Token().Lose(h.plan.Copies[0].ID)
-		began := time.Now()
-		if err := h.Admit(t.Context(), b, false); err != nil || time.Since(began) != 0 {
-			t.Errorf("Admit = %v after %v", err, time.Since(began))
+func TestWrongSourceGivesNothingAway(t *testing.T) {
+	a, b, c := newMember(t, "hsm-a"), newMember(t, "hsm-b"), newMember(t, "hsm-c")
+	wanted := a.make(t, 1)
+	b.other(t, wanted) // in step, and swapped behind its driver's back
+	var blamed []string
+	s, err := replica.NewSync(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := from(b, a)
+	sources.Wrong = func(source string, err error) {
+		if errors.Is(err, replica.ErrDifferent) {
+			blamed = append(blamed, source)
 		}
-	})
+	}
+	r, err := s.Apply(t.Context(), replica.Plan{Copies: []replica.Copy{wanted}}, sources)
+	if err != nil || r.Cloned != 1 || len(r.Held) != 1 || len(blamed) != 1 || blamed[0] != "hsm-b" {
+		t.Errorf("report %+v, %v; blamed %v", r, err, blamed)
+	}
 }
 
-func TestAdmissionFindsInTheLastLookWhatChanged(t *testing.T) {
+func TestRefusalsDoNotKeepTheRestFromComing(t *testing.T) {
 	a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
-	h := newHall(2)
-	h.in = []replica.Token{a}
-	first := a.make(t, 1)
-	h.plan.Copies = []replica.Copy{first}
-	if err := h.Admit(t.Context(), b, false); err != nil {
+	good, bad, named, gone := a.make(t, 1), a.make(t, 2), b.make(t, 3), b.make(t, 4)
+	b.label(t, named, "old")
+	full := &pluginproto.Error{Class: pluginproto.ClassBusy, CKR: 0x31, Op: "unwrapping"} // CKR_DEVICE_MEMORY
+	target := &picky{member: b, refuse: map[pluginproto.KeyID]error{bad.ID: full, named.ID: full, gone.ID: full}}
+	s, err := replica.NewSync(t.Context(), target)
+	if err != nil {
 		t.Fatal(err)
 	}
-	second := a.make(t, 2)
-	h.plan = replica.Plan{Copies: []replica.Copy{second}, Gone: map[pluginproto.KeyID]bool{first.ID: true}}
-	if err := h.Admit(t.Context(), b, true); err != nil {
-		t.Fatal(err)
-	}
-	if ids := b.Token().Keys(); len(ids) != 1 || ids[0] != second.ID {
-		t.Errorf("hsm-b holds %v, want %v", ids, second.ID)
-	}
-	if n := b.Calls(memdriver.CallList); n != 1 {
-		t.Errorf("listed %d times", n)
-	}
-}
-
-func TestAdmissionEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
-		h := newHall(2)
-		h.plan.Copies = []replica.Copy{a.make(t, 1)}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		if err := h.Admit(ctx, b, false); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Admit = %v", err)
+	plan := replica.Plan{Copies: []replica.Copy{good, bad, named}, Gone: map[pluginproto.KeyID]bool{gone.ID: true}}
+	for range 2 { // what was refused is not tried again
+		r, err := s.Apply(t.Context(), plan, from(a))
+		if err != nil || r.Cloned != 1 || len(r.Held) != 2 || len(r.Missing) != 1 || len(r.Refused) != 3 {
+			t.Fatalf("report %+v, %v", r, err)
 		}
-	})
+	}
+	if target.refusals != 3 {
+		t.Errorf("%d refusals, want 3", target.refusals)
+	}
 }
 
-func TestAdmissionNeedsTheCatalog(t *testing.T) {
-	h := newHall(1)
-	h.err = errors.New("the disk is gone")
-	err := h.Admit(t.Context(), newMember(t, "hsm-a"), true)
-	if !errors.Is(err, h.err) || !strings.Contains(err.Error(), "reading what member hsm-a should hold") {
-		t.Errorf("Admit = %v", err)
+// picky is a member that refuses to touch some identities.
+type picky struct {
+	*member
+	refuse   map[pluginproto.KeyID]error
+	mu       sync.Mutex
+	refusals int
+	received int
+}
+
+func (p *picky) refuses(id pluginproto.KeyID) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.refuse[id] != nil {
+		p.refusals++
 	}
+	return p.refuse[id]
+}
+
+func (p *picky) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	if err := p.refuses(req.Key); err != nil {
+		return pluginproto.CloneReply{}, err
+	}
+	r, err := p.member.CloneStep(ctx, req)
+	if r.Done && req.Role == pluginproto.CloneTarget {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.received++
+	}
+	return r, err
+}
+
+func (p *picky) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error {
+	if err := p.refuses(id); err != nil {
+		return err
+	}
+	return p.member.SetAttributes(ctx, id, attrs)
+}
+
+func (p *picky) Destroy(ctx context.Context, id pluginproto.KeyID) error {
+	if err := p.refuses(id); err != nil {
+		return err
+	}
+	return p.member.Destroy(ctx, id)
 }

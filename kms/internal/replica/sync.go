@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -11,17 +12,31 @@ import (
 	"kmsd/pluginproto"
 )
 
-// clonesAtOnce is how many copies are relayed to one member at a time. A token
-// does one thing at a time, so more only fill the wait between the two ends.
-const clonesAtOnce = 4
+const (
+	// clonesAtOnce is how many copies are relayed to one member at a time. A token
+	// does one thing at a time, so more only fill the wait between the two ends.
+	clonesAtOnce = 4
+	// enoughRefusals is after how many refusals in a row, with nothing done in between,
+	// the rest is not tried: the token is full, perhaps.
+	enoughRefusals = 16
+)
+
+var errNotTried = errors.New("it was not tried, because the member had refused one after the other")
 
 // Sync brings one member in step. It lists the token once; after that only what a
-// newer plan changes costs anything.
+// newer plan changes costs anything. What the member refuses is not tried again by the
+// same Sync. All methods may be called concurrently, but for Apply.
 type Sync struct {
 	token Token
+	meter meter
 
-	mu   sync.Mutex                               // guards held
-	held map[pluginproto.KeyID]pluginproto.Object // :: identity → the key as the token says
+	mu        sync.Mutex                               // guards the rest
+	held      map[pluginproto.KeyID]pluginproto.Object // :: identity → the key as the token says
+	refused   map[pluginproto.KeyID]error              // :: identity → what could not be done, and why
+	inARow    int                                      // refusals since something was done
+	cloned    int
+	changed   int
+	destroyed []pluginproto.KeyID
 }
 
 // NewSync asks a member what it holds.
@@ -30,7 +45,11 @@ func NewSync(ctx context.Context, token Token) (*Sync, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing the keys of member %s: %w", token.Name(), err)
 	}
-	s := &Sync{token: token, held: make(map[pluginproto.KeyID]pluginproto.Object, len(objects))}
+	s := &Sync{
+		token:   token,
+		held:    make(map[pluginproto.KeyID]pluginproto.Object, len(objects)),
+		refused: make(map[pluginproto.KeyID]error),
+	}
 	for _, o := range objects {
 		s.held[o.ID] = o
 	}
@@ -43,145 +62,219 @@ func (s *Sync) Holds(c Copy) bool {
 	return ok && c.matches(o) == nil
 }
 
-// Apply makes the member hold what plan says: it destroys what is gone and clones
-// what is missing from the first of its sources that can supply it. A key with
-// another check value is an error, with [ErrDifferent], before anything is
-// changed. A copy that no source holds is reported as missing; a copy that a
-// source holds but that could not be brought over is an error.
-func (s *Sync) Apply(ctx context.Context, plan Plan, sources func(Copy) []Token) (Report, error) {
-	missing, err := s.compare(plan)
-	if err != nil {
-		return Report{}, err
-	}
-	var report Report
-	if report.Destroyed, err = s.destroyGone(ctx, plan); err != nil {
-		return Report{}, err
-	}
-	if report.Missing, err = s.cloneAll(ctx, missing, sources); err != nil {
-		return Report{}, err
-	}
-	report.Cloned = len(missing) - len(report.Missing)
+// Compare tells what the member holds of a plan, and changes nothing.
+func (s *Sync) Compare(plan Plan) Report {
+	report, _ := s.compare(plan)
+	return report
+}
 
-	known := 0
-	for _, c := range plan.Copies {
-		if _, ok := s.object(c.ID); ok {
-			report.Held = append(report.Held, c)
-			known++
-		}
+// Sources are the members that may supply a copy, the best first.
+type Sources struct {
+	Of func(Copy) []Token
+	// Wrong is told of a source that turns out to have another key. It may be nil.
+	Wrong func(source string, err error)
+}
+
+// Apply makes the member hold what plan says: it destroys what is gone, sets labels
+// right and clones what is missing from the first of its sources that can supply it.
+// A copy that no source holds is reported as missing. What the member or every source
+// refuses is reported too, and does not keep the rest from being done; only a member
+// that is lost, and the end of ctx, are errors. A key with another value is left as it
+// is and reported.
+func (s *Sync) Apply(ctx context.Context, plan Plan, from Sources) (Report, error) {
+	_, todo := s.compare(plan)
+	s.meter.add(len(todo.gone) + len(todo.labels) + len(todo.missing))
+	if err := s.destroyAll(ctx, todo.gone); err != nil {
+		return Report{}, err
 	}
+	for _, c := range todo.labels {
+		if err := s.label(ctx, c); err != nil {
+			return Report{}, err
+		}
+		s.meter.done()
+	}
+	if err := s.cloneAll(ctx, todo.missing, from); err != nil {
+		return Report{}, err
+	}
+	return s.Compare(plan), nil
+}
+
+// work is what is to be done to a member, but for what it has refused already.
+type work struct {
+	gone    []pluginproto.KeyID
+	labels  []Copy
+	missing []Copy
+}
+
+// compare holds what the token has said against a plan.
+func (s *Sync) compare(plan Plan) (r Report, todo work) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range s.held {
-		if plan.Open[id] || plan.Gone[id] {
-			known++
-		}
-	}
-	report.Foreign = len(s.held) - known
-	return report, nil
-}
-
-// compare returns the copies that are missing, or an error that names the wrong
-// ones.
-func (s *Sync) compare(plan Plan) (missing []Copy, err error) {
-	var faults []error
-	for _, c := range plan.Copies {
-		o, ok := s.object(c.ID)
-		if !ok {
-			missing = append(missing, c)
-		} else if fault := c.matches(o); fault != nil {
-			faults = append(faults, fault)
-		}
-	}
-	if faults != nil {
-		return nil, different(s.token.Name(), faults)
-	}
-	return missing, nil
-}
-
-// destroyGone destroys what the plan says is gone and the member still holds.
-func (s *Sync) destroyGone(ctx context.Context, plan Plan) ([]pluginproto.KeyID, error) {
 	wanted := make(map[pluginproto.KeyID]bool, len(plan.Copies))
+	add := func(list []Copy, c Copy) []Copy {
+		if s.refused[c.ID] != nil {
+			return list
+		}
+		return append(list, c)
+	}
 	for _, c := range plan.Copies {
 		wanted[c.ID] = true
-	}
-	var doomed []pluginproto.KeyID
-	s.mu.Lock()
-	for id := range s.held {
-		if plan.Gone[id] && !wanted[id] { // when in doubt a key lives
-			doomed = append(doomed, id)
+		o, ok := s.held[c.ID]
+		switch {
+		case !ok:
+			r.Missing = append(r.Missing, c)
+			todo.missing = add(todo.missing, c)
+		case c.matches(o) != nil:
+			r.Quarantined = append(r.Quarantined, Wrong{c, o})
+		default:
+			r.Held = append(r.Held, c)
+			if o.Label != c.Label() {
+				todo.labels = add(todo.labels, c)
+			}
 		}
 	}
-	s.mu.Unlock()
-	for _, id := range doomed {
-		if err := s.token.Destroy(ctx, id); err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
-			return nil, fmt.Errorf("destroying %s on member %s: %w", id, s.token.Name(), err)
+	for id, o := range s.held {
+		switch {
+		case wanted[id], plan.Open[id]: // when in doubt a key lives
+		case !plan.Gone[id]:
+			r.Foreign = append(r.Foreign, o)
+		case s.refused[id] == nil:
+			todo.gone = append(todo.gone, id)
+		}
+	}
+	for id, err := range s.refused {
+		if wanted[id] || plan.Gone[id] {
+			r.Refused = append(r.Refused, Refusal{id, err})
+		}
+	}
+	slices.SortFunc(r.Foreign, func(a, b pluginproto.Object) int { return compareIDs(a.ID, b.ID) })
+	slices.SortFunc(r.Refused, func(a, b Refusal) int { return compareIDs(a.ID, b.ID) })
+	r.Cloned, r.Changed, r.Destroyed = s.cloned, s.changed, slices.Clone(s.destroyed)
+	return r, todo
+}
+
+func compareIDs(a, b pluginproto.KeyID) int { return slices.Compare(a[:], b[:]) }
+
+// destroyAll destroys what is gone and the member still holds.
+func (s *Sync) destroyAll(ctx context.Context, gone []pluginproto.KeyID) error {
+	for _, id := range gone {
+		err := s.token.Destroy(ctx, id)
+		if err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
+			if err := s.refuse(ctx, id, fmt.Errorf("destroying %s on member %s: %w", id, s.token.Name(), err)); err != nil {
+				return err
+			}
+			continue
 		}
 		s.mu.Lock()
 		delete(s.held, id)
+		s.destroyed = append(s.destroyed, id)
+		s.inARow = 0
 		s.mu.Unlock()
+		s.meter.done()
 	}
-	return doomed, nil
+	return nil
 }
 
-// cloneAll brings copies over and returns those that no source holds.
-func (s *Sync) cloneAll(ctx context.Context, copies []Copy, sources func(Copy) []Token) ([]Copy, error) {
-	orphan := make([]bool, len(copies)) // by index in copies
+// label sets the label of a copy right.
+func (s *Sync) label(ctx context.Context, c Copy) error {
+	want := c.Label()
+	if err := s.token.SetAttributes(ctx, c.ID, pluginproto.Attributes{Label: &want}); err != nil {
+		return s.refuse(ctx, c.ID, fmt.Errorf("setting the label of %s on member %s: %w", c, s.token.Name(), err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.held[c.ID]
+	o.Label = want
+	s.held[c.ID] = o
+	s.changed++
+	s.inARow = 0
+	return nil
+}
+
+// cloneAll brings copies over, several at a time.
+func (s *Sync) cloneAll(ctx context.Context, copies []Copy, from Sources) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(clonesAtOnce)
-	for i, c := range copies {
-		tasks.Go(func() error {
-			found, err := s.fetch(ctx, c, sources(c))
-			orphan[i] = !found
-			return err
-		})
-	}
-	if err := tasks.Wait(); err != nil {
-		return nil, err
-	}
-	var orphans []Copy
-	for i, c := range copies {
-		if orphan[i] {
-			orphans = append(orphans, c)
-		}
-	}
-	return orphans, nil
-}
-
-// fetch clones one copy from the first source that has it.
-func (s *Sync) fetch(ctx context.Context, c Copy, sources []Token) (found bool, err error) {
-	object, found, err := Fetch(ctx, s.token, c, sources)
-	if found {
-		s.mu.Lock()
-		s.held[c.ID] = object
-		s.mu.Unlock()
-	}
-	return found, err
-}
-
-// Fetch clones a copy to a member from the first source that can supply it. It
-// answers not found, without an error, when no source holds it.
-func Fetch(ctx context.Context, to Token, c Copy, sources []Token) (_ pluginproto.Object, found bool, err error) {
-	var failures []error
-	for _, from := range sources {
-		if from.Name() == to.Name() {
-			continue
-		}
-		object, err := Clone(ctx, from, to, c)
-		if err == nil {
-			return object, true, nil
-		}
-		source, atSource := errors.AsType[*SourceError](err)
-		if !atSource {
-			return pluginproto.Object{}, false, err
-		}
-		if pluginproto.ClassOf(source.Err) != pluginproto.ClassNotFound {
-			failures = append(failures, err)
-		}
+	for _, c := range copies {
 		if ctx.Err() != nil {
 			break
 		}
+		tasks.Go(func() error { return s.fetch(ctx, c, from) })
 	}
-	return pluginproto.Object{}, false, errors.Join(failures...)
+	return tasks.Wait()
+}
+
+// fetch clones one copy from the first source that has it.
+func (s *Sync) fetch(ctx context.Context, c Copy, from Sources) error {
+	if s.refusesAll() {
+		return s.refuse(ctx, c.ID, fmt.Errorf("cloning %s to member %s: %w", c, s.token.Name(), errNotTried))
+	}
+	object, found, err := Fetch(ctx, s.token, c, from.Of(c), from.Wrong)
+	switch {
+	case errors.Is(err, ErrDifferent) && object.ID == c.ID:
+		// What the target made of it is not what the source gave: left for a person.
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.held[c.ID] = object
+		return nil
+	case err != nil:
+		return s.refuse(ctx, c.ID, err)
+	case !found:
+		return nil
+	}
+	s.mu.Lock()
+	s.held[c.ID] = object
+	s.cloned++
+	s.inARow = 0
+	s.mu.Unlock()
+	s.meter.done()
+	if object.Label != c.Label() {
+		return s.label(ctx, c)
+	}
+	return nil
+}
+
+func (s *Sync) refusesAll() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inARow >= enoughRefusals
+}
+
+// refuse takes down what could not be done, so that the rest can go on. It returns the
+// error when nothing can: the member is lost, or there is no time left.
+func (s *Sync) refuse(ctx context.Context, id pluginproto.KeyID, err error) error {
+	if ctx.Err() != nil || pluginproto.ClassOf(err) == pluginproto.ClassMember {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused[id] = err
+	s.inARow++
+	return nil
+}
+
+// emptied is the permanent failure of a member that holds none of the keys that it is
+// known to have held: somebody has re-initialised its token. Filling it again would
+// hide that, and whatever else has become of it.
+func (s *Sync) emptied(plan Plan) error {
+	name, expected := s.token.Name(), 0
+	for _, c := range plan.Copies {
+		if !slices.Contains(c.Members, name) {
+			continue
+		}
+		if _, ok := s.object(c.ID); ok {
+			return nil
+		}
+		expected++
+	}
+	if expected == 0 {
+		return nil
+	}
+	e := pluginproto.Errorf(pluginproto.ClassMember, "comparing member "+name+" with the catalog",
+		"it holds none of its %d keys any more, so its token was re-initialised or is another one; it is not filled by itself:"+
+			" bring the right token back, or accept this one with: kmsd member replace %s", expected, name)
+	e.Permanent = true
+	return e
 }
 
 func (s *Sync) object(id pluginproto.KeyID) (pluginproto.Object, bool) {
