@@ -112,10 +112,11 @@ groups:
   - name: default
     domain: {file: domain}           # at least 32 bytes, the same for every member
     min_copies: 2                    # default 2, 1 in a group of one
+    balance: cost                    # or count: every command counts the same
     command_timeout: 20s
     probe_interval: 2s
     hedge: true
-    recovery: {mode: auto, interval: 60s, retries: -1}    # or mode: manual
+    recovery: {mode: auto, interval: 60s, retries: -1}    # or mode: manual; -1: no end, 0: none
     members:                         # 1 to 32
       - name: hsm-a
         driver: softhsm              # runs driver_dir/kmsd-driver-softhsm

@@ -179,8 +179,11 @@ func (cfg *Config) checkGroup(c *collector, at string, g Group) {
 	if m := g.Recovery.Mode; m != "" && m != "auto" && m != "manual" {
 		c.check(at+".recovery.mode", "%q is neither auto nor manual", m)
 	}
-	if g.Recovery.Retries < -1 {
-		c.check(at+".recovery.retries", "%d attempts; use -1 for no end", g.Recovery.Retries)
+	if r := g.Recovery.Retries; r != nil && *r < -1 {
+		c.check(at+".recovery.retries", "%d attempts; use -1 for no end, 0 for none", *r)
+	}
+	if b := g.Balance; b != "" && b != "cost" && b != "count" {
+		c.check(at+".balance", "%q is neither cost nor count", b)
 	}
 }
 

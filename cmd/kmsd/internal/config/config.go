@@ -68,7 +68,8 @@ type Group struct {
 	MinCopies      int           `koanf:"min_copies"`
 	CommandTimeout time.Duration `koanf:"command_timeout"`
 	ProbeInterval  time.Duration `koanf:"probe_interval"`
-	Hedge          *bool         `koanf:"hedge"` // nil means true
+	Hedge          *bool         `koanf:"hedge"`   // nil means true
+	Balance        string        `koanf:"balance"` // cost (default) or count
 	Recovery       Recovery      `koanf:"recovery"`
 	Members        []Member      `koanf:"members"`
 
@@ -79,7 +80,7 @@ type Group struct {
 type Recovery struct {
 	Mode     string        `koanf:"mode"` // auto (default) or manual
 	Interval time.Duration `koanf:"interval"`
-	Retries  int           `koanf:"retries"`
+	Retries  *int          `koanf:"retries"` // 0: none, as manual; -1 and nil: no end
 }
 
 // Member is one HSM. Settings go to the driver as they are, but for values that

@@ -109,6 +109,7 @@ groups:
   - name: default
     domain: {file: domain}
     min_copies: 2
+    balance: count
     command_timeout: 20s
     probe_interval: 2s
     hedge: false
@@ -143,7 +144,7 @@ func TestLoadReadsEverything(t *testing.T) {
 	k := cfg.KMS(nil, nil)
 	g := k.Groups[0]
 	if g.Name != "default" || g.MinCopies != 2 || g.CommandTimeout != 20*time.Second || g.ProbeInterval != 2*time.Second || !g.NoHedge ||
-		!g.Recovery.Manual || g.Recovery.Interval != 90*time.Second || g.Recovery.Retries != 3 || k.Insecure {
+		!g.Recovery.Manual || g.Recovery.Interval != 90*time.Second || g.Recovery.Retries != 3 || !g.PlainCount || k.Insecure {
 		t.Errorf("group: got %+v", g)
 	}
 	if !g.Members[1].Standby || g.Members[0].SHA256 != f.sum {
@@ -360,7 +361,7 @@ func TestMembersAreLimited(t *testing.T) {
 	head, tail, _ := strings.Cut(sound, "      - name: hsm-a")
 	_, tail, _ = strings.Cut(tail, "auth:")
 	_, err := config.Load(f.file(t, head+b.String()+"auth:"+tail), config.Options{Environ: []string{}})
-	if err == nil || !strings.HasSuffix(err.Error(), "kmsd.yaml:14: groups[0].members: 33 members; at most 32") {
+	if err == nil || !strings.HasSuffix(err.Error(), "kmsd.yaml:15: groups[0].members: 33 members; at most 32") {
 		t.Errorf("got %v", err)
 	}
 }

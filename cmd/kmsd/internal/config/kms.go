@@ -14,36 +14,52 @@ import (
 
 // KMS says the configuration in the words of package kms.
 func (cfg *Config) KMS(store catalog.Store, log hclog.Logger) kms.Config {
-	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log}
+	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log, Enlist: cfg.Enlist, Insecure: cfg.insecure()}
 	for _, g := range cfg.Groups {
-		group := kms.GroupConfig{
-			Name:           g.Name,
-			Domain:         cfg.secret(g.Domain, "the domain secret of group "+g.Name),
-			MinCopies:      g.MinCopies,
-			CommandTimeout: g.CommandTimeout,
-			ProbeInterval:  g.ProbeInterval,
-			NoHedge:        g.Hedge != nil && !*g.Hedge,
-			Recovery: kms.RecoveryConfig{
-				Manual:   g.Recovery.Mode == "manual",
-				Interval: g.Recovery.Interval,
-				Retries:  g.Recovery.Retries,
-			},
-		}
-		for _, m := range g.Members {
-			group.Members = append(group.Members, kms.MemberConfig{
-				Name:     m.Name,
-				Driver:   m.Driver,
-				SHA256:   m.SHA256,
-				Standby:  m.Standby,
-				PIN:      cfg.secret(m.PIN, "the PIN of member "+m.Name),
-				Settings: m.Settings,
-			})
-			// Only kmsd dev loads a configuration without sums.
-			out.Insecure = out.Insecure || m.SHA256 == ""
-		}
-		out.Groups = append(out.Groups, group)
+		out.Groups = append(out.Groups, cfg.group(g))
 	}
 	return out
+}
+
+// insecure reports whether drivers run whose sum is not given: only kmsd dev loads a
+// configuration without sums.
+func (cfg *Config) insecure() bool {
+	return slices.ContainsFunc(cfg.Groups, func(g Group) bool {
+		return slices.ContainsFunc(g.Members, func(m Member) bool { return m.SHA256 == "" })
+	})
+}
+
+func (cfg *Config) group(g Group) kms.GroupConfig {
+	out := kms.GroupConfig{
+		Name:           g.Name,
+		Domain:         cfg.secret(g.Domain, "the domain secret of group "+g.Name),
+		MinCopies:      g.MinCopies,
+		CommandTimeout: g.CommandTimeout,
+		ProbeInterval:  g.ProbeInterval,
+		NoHedge:        g.Hedge != nil && !*g.Hedge,
+		PlainCount:     g.Balance == "count",
+		Recovery:       kms.RecoveryConfig{Manual: g.Recovery.Mode == "manual", Interval: g.Recovery.Interval, Retries: -1},
+	}
+	if r := g.Recovery.Retries; r != nil {
+		out.Recovery.Retries = *r
+		out.Recovery.Manual = out.Recovery.Manual || *r == 0
+	}
+	for _, m := range g.Members {
+		out.Members = append(out.Members, cfg.member(m))
+	}
+	return out
+}
+
+func (cfg *Config) member(m Member) kms.MemberConfig {
+	return kms.MemberConfig{
+		Name:     m.Name,
+		Driver:   m.Driver,
+		SHA256:   m.SHA256,
+		Standby:  m.Standby,
+		PIN:      cfg.secret(m.PIN, "the PIN of member "+m.Name),
+		Settings: m.Settings,
+		Source:   m.PIN.source(),
+	}
 }
 
 // Sound returns what of a configuration with faults can be tried: the members in

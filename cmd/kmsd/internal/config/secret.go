@@ -39,6 +39,20 @@ type Secret struct {
 	standIn []byte // for one that has a fault; see [Config.Sound]
 }
 
+// source says where the secret is kept, in words that are the same each time.
+func (s Secret) source() string {
+	switch {
+	case s.File != "":
+		return "file:" + s.File
+	case s.Env != "":
+		return "env:" + s.Env
+	case len(s.Exec) > 0:
+		return "exec:" + strings.Join(s.Exec, "\x00")
+	default:
+		return ""
+	}
+}
+
 // read fetches the secret anew. The caller wipes it. Errors never hold it.
 func (s Secret) read(ctx context.Context, environ []string) ([]byte, error) {
 	var b []byte
