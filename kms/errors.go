@@ -59,7 +59,7 @@ func codeOf(err error) api.Code {
 		return api.CodeExists
 	case errors.Is(err, group.ErrLastActive):
 		return api.CodeState
-	case errors.Is(err, catalog.ErrConflict):
+	case errors.Is(err, catalog.ErrConflict), errors.Is(err, catalog.ErrFull):
 		return api.CodeUnavailable
 	case errors.Is(err, replica.ErrDifferent):
 		return api.CodeInternal
@@ -93,6 +93,8 @@ func hintOf(code api.Code, err error) string {
 		return "the envelope was altered or cut, or the aad is not the one it was wrapped with"
 	case code == api.CodeUnavailable && errors.Is(err, catalog.ErrConflict):
 		return "somebody else is changing the same key; look at it, then try again"
+	case errors.Is(err, catalog.ErrFull):
+		return "make room where the catalog is; keys can be used meanwhile, but not made, rotated or destroyed"
 	case code == api.CodeUnavailable && pluginproto.ClassOf(err) == pluginproto.ClassNotFound:
 		return "the key exists; the members that hold it cannot be asked now"
 	case code == api.CodeInternal && errors.Is(err, replica.ErrDifferent):

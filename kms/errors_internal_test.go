@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -48,7 +49,8 @@ func TestTranslate(t *testing.T) {
 		{"somebody was faster", fmt.Errorf("writing key: %w", catalog.ErrConflict), api.CodeUnavailable, "", ""},
 		{"a copy of another value", errors.Join(replica.ErrDifferent, driver(pluginproto.ClassMember, 0)), api.CodeInternal, "", "hsm-b"},
 		{"a record the catalog has lost", fmt.Errorf("reading key: %w", catalog.ErrNotFound), api.CodeInternal, "", ""},
-		{"a disk without room", errors.New("no space left on device"), api.CodeInternal, "", ""},
+		{"a disk without room", fmt.Errorf("writing: %w: %w", catalog.ErrFull, syscall.ENOSPC), api.CodeUnavailable, "", ""},
+		{"a disk that fails", fmt.Errorf("writing: %w", syscall.EIO), api.CodeInternal, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := translate("unwrapping", c.err)

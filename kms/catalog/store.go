@@ -24,6 +24,9 @@ var (
 	ErrDamaged = errors.New("the catalog is damaged")
 	// ErrTooLarge: a record or its ID is over its limit. Nothing was changed.
 	ErrTooLarge = errors.New("the record is too large")
+	// ErrFull: there is no room for a change. Nothing was changed; it can be tried again
+	// when there is room.
+	ErrFull = errors.New("the catalog has no room left")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the catalog is closed")
 )

@@ -76,7 +76,7 @@ func (s *Store) runWriter() {
 			}
 			for _, r := range batch {
 				if err != nil && r.err == nil {
-					r.rev, r.err = 0, fmt.Errorf("writing catalog %s: %w", s.path, err)
+					r.rev, r.err = 0, fmt.Errorf("writing catalog %s: %w", s.path, named(err))
 				}
 				close(r.done)
 			}
@@ -162,6 +162,14 @@ func apply(tx *bolt.Tx, rev uint64, changes []catalog.Record) error {
 		}
 	}
 	return nil
+}
+
+// named gives a failure its name, if callers know one.
+func named(err error) error {
+	if outOfSpace(err) {
+		return fmt.Errorf("%w: %w", catalog.ErrFull, err)
+	}
+	return err
 }
 
 // outOfSpace tells the one failure of a disk after which trying again is sound:
