@@ -28,6 +28,11 @@ func refused(r chaos.Request, code api.Code) chaos.Request {
 	return r
 }
 
+func hurried(r chaos.Request) chaos.Request {
+	r.Hurried = true
+	return r
+}
+
 func made(r chaos.Request, version int, copies ...string) chaos.Request {
 	r.Version, r.Copies, r.Least = version, copies, 2
 	return r
@@ -96,6 +101,9 @@ func TestEveryBrokenPromiseOfARequestIsFound(t *testing.T) {
 		{"a key operation long after its deadline", refused(sent(chaos.Rotate, "shop", 30, 41), api.CodeDeadline), chaos.Late},
 		{"a wrap that is unavailable", refused(sent(chaos.Wrap, "shop", 30, 31), api.CodeUnavailable), chaos.Failed},
 		{"a wrap that meets its deadline", refused(sent(chaos.Wrap, "shop", 30, 40), api.CodeDeadline), chaos.Failed},
+		{"a wrap in a hurry that meets its deadline", hurried(refused(sent(chaos.Wrap, "shop", 30, 40), api.CodeDeadline)), ""},
+		{"a wrap in a hurry that is answered too late", hurried(sent(chaos.Sign, "shop", 30, 40.051)), chaos.Late},
+		{"a wrap in a hurry that finds no key", hurried(refused(sent(chaos.Wrap, "shop", 30, 31), api.CodeNotFound)), chaos.NotFound},
 		{"a rotation that is unavailable", refused(sent(chaos.Rotate, "shop", 30, 31), api.CodeUnavailable), ""},
 		{"a rotation below min_copies", refused(sent(chaos.Rotate, "shop", 30, 31), api.CodeInsufficientCopies), ""},
 		{"a rotation that fails for no reason", refused(sent(chaos.Rotate, "shop", 30, 31), api.CodeInternal), chaos.Refused},

@@ -246,10 +246,11 @@ func tokenDiskFull(ctx context.Context, s *site, step chaos.Step) error {
 	if err != nil {
 		return err
 	}
-	pause(ctx, step.Hold)
+	healed := s.load.burst(ctx, step.Hold)
 	if err := free(); err != nil {
 		return err
 	}
+	healed()
 	_, err = s.whole(ctx, h, 0)
 	return err
 }
@@ -261,6 +262,10 @@ func catalogDiskFull(ctx context.Context, s *site, step chaos.Step) error {
 	if err != nil {
 		return err
 	}
-	pause(ctx, step.Hold)
-	return free()
+	healed := s.load.burst(ctx, step.Hold)
+	if err := free(); err != nil {
+		return err
+	}
+	healed()
+	return nil
 }

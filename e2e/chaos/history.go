@@ -55,6 +55,8 @@ type Request struct {
 	Key        string // "" for Random
 	Start, End time.Time
 	Deadline   time.Time
+	// Hurried: it was given so little time that it may fail for want of it.
+	Hurried bool
 
 	// Code is how it failed; "" means that it was acknowledged.
 	Code    api.Code
@@ -104,7 +106,7 @@ type Final struct {
 	Known  map[string]bool              // identities on tokens that are nobody's business
 	// States are what kmsd says of each key.
 	States map[string]api.State
-	// Verified are the keys of which kmsd itself says that some copy is not what it
+	// Unverified are the keys of which kmsd itself says that some copy is not what it
 	// should be, and why.
 	Unverified map[string]string
 }

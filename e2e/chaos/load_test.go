@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,12 +16,14 @@ import (
 )
 
 const (
-	// deadline is that of every request, of which most need milliseconds.
+	// deadline is that of a request, of which most need milliseconds.
 	deadline = 10 * time.Second
+	// hurry is what some requests have instead: they may fail, but not late.
+	hurry = 100 * time.Millisecond
 	// worksPerSecond is how many programs begin each second, whether or not the
 	// earlier ones have been answered. Each sends one to three requests.
 	worksPerSecond = 60
-	// managers make, rotate and destroy keys, each about one a second.
+	// managers make, rotate and destroy keys, each about two a second.
 	managers = 2
 )
 
@@ -38,6 +41,7 @@ type load struct {
 	keys    []string // that are only used and rotated; the last one signs
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
+	bursts  atomic.Int64 // keys that burst has made
 
 	mu        sync.Mutex // guards envelopes
 	envelopes []envelope
@@ -72,6 +76,7 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 		l.wg.Go(func() { l.manager(ctx, m) })
 	}
 	t.Cleanup(l.end)
+	s.load = l
 	return l
 }
 
@@ -101,6 +106,12 @@ func (l *load) work() {
 	switch rand.IntN(10) {
 	case 0:
 		l.dataKey(key)
+	case 5:
+		plain := random(32)
+		l.do(chaos.Request{Op: chaos.Wrap, Key: key, Hurried: true}, func(ctx context.Context, r *chaos.Request) error {
+			_, err := l.c.Wrap(ctx, key, plain, nil)
+			return err
+		})
 	case 1:
 		if e, ok := l.any(); ok {
 			l.rewrap(e)
@@ -128,6 +139,9 @@ func (l *load) work() {
 func (l *load) do(r chaos.Request, send func(context.Context, *chaos.Request) error) bool {
 	r.Start = time.Now()
 	r.Deadline = r.Start.Add(deadline)
+	if r.Hurried {
+		r.Deadline = r.Start.Add(hurry)
+	}
 	ctx, cancel := context.WithDeadline(context.Background(), r.Deadline)
 	err := send(ctx, &r)
 	r.End = time.Now()
@@ -272,7 +286,7 @@ func (l *load) manager(ctx context.Context, number int) {
 		if rand.IntN(10) == 0 {
 			l.rotate(l.keys[rand.IntN(len(l.keys)-1)])
 		}
-		pause(ctx, time.Duration(500+rand.IntN(1000))*time.Millisecond)
+		pause(ctx, time.Duration(200+rand.IntN(400))*time.Millisecond)
 	}
 }
 
@@ -298,7 +312,28 @@ func (l *load) lead(key string) {
 			return
 		}
 	}
-	if rand.IntN(3) > 0 && l.change(chaos.Destroy, key) {
+	if rand.IntN(5) > 0 && l.change(chaos.Destroy, key) {
 		l.unwrap(second) // in vain
+	}
+}
+
+// burst makes keys one after the other for a while, so that something is written where a
+// fault is in the way, and destroys them again when healed is called.
+func (l *load) burst(ctx context.Context, d time.Duration) (healed func()) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	var made []string
+	for ctx.Err() == nil {
+		key := fmt.Sprintf("burst-%d", l.bursts.Add(1))
+		if l.create(key, api.KeyOptions{}) {
+			made = append(made, key)
+		} else {
+			pause(ctx, 20*time.Millisecond)
+		}
+	}
+	return func() {
+		for _, key := range made {
+			l.change(chaos.Destroy, key)
+		}
 	}
 }

@@ -29,6 +29,7 @@ type site struct {
 	catalog  disk
 	cfg      look.Config
 	t        *testing.T
+	load     *load // set before the first fault
 
 	filling sync.Mutex // held while the disk of the catalog is full
 
