@@ -216,8 +216,12 @@ func (c *conn) change(ctx context.Context, id pluginproto.KeyID, there bool) err
 		turn <- struct{}{}
 		elapse(delay)
 		<-turn
-	} else {
-		elapse(delay)
+		delay = 0
+	}
+	select {
+	case <-time.After(delay):
+	case <-c.done:
+		return errDevice()
 	}
 	if err := c.pass(ctx, pluginproto.Command{}); err != nil {
 		return err

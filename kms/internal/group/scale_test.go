@@ -20,13 +20,11 @@ import (
 func memory(t testing.TB, members int) (*group.Group, pluginproto.Command) {
 	t.Helper()
 	cfg := group.Config{Name: "g", Hedge: true}
-	var drivers []*memdriver.Driver
 	for i := range members {
 		name := fmt.Sprintf("m%02d", i)
 		d := memdriver.New(memdriver.Options{
 			Token: memdriver.NewToken(name), ServiceTime: time.Millisecond, OneAtATime: true,
 		})
-		drivers = append(drivers, d)
 		cfg.Members = append(cfg.Members, group.MemberConfig{
 			Name: name,
 			Connect: func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {

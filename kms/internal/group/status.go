@@ -32,6 +32,7 @@ func (m *member) statusLocked() api.Member {
 		Commands: m.commands, Errors: m.errors,
 		LatencyP50:       m.times.quantile(0.50).Microseconds(),
 		LatencyP99:       m.times.quantile(0.99).Microseconds(),
+		Latency:          m.answers,
 		RecoveryAttempts: m.attempts,
 		Token: api.Token{
 			Label: m.token.Label, Serial: m.token.Serial, Manufacturer: m.token.Manufacturer,
