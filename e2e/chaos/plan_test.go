@@ -68,3 +68,33 @@ func TestAPlanNeedsTwoMembers(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestEveryKindCanBeCarriedOut(t *testing.T) {
+	for _, k := range chaos.Kinds() {
+		if carry[k] == nil {
+			t.Errorf("nothing carries out %s", k)
+		}
+	}
+}
+
+func TestOneMemberIsAlwaysLeftWhole(t *testing.T) {
+	q := newTriage(3)
+	take := func(want bool, them ...int) {
+		t.Helper()
+		if _, ok := q.tryTake(them); ok != want {
+			t.Errorf("taking %v: %v, want %v", them, ok, want)
+		}
+	}
+	take(true, 0)
+	take(false, 0)    // nobody is hurt twice
+	take(false, 1, 2) // nobody would be left
+	take(true)        // hurts nobody
+	take(true, 1)
+	take(false, 2) // the last one
+	q.giveBack([]int{0})
+	take(true, 2)
+	take(false, 0)
+	q.giveBack([]int{1})
+	q.giveBack([]int{2})
+	take(true, 0, 2)
+}
