@@ -130,7 +130,7 @@ func (m *Memory) lastLocked(member *api.Member, doing string, force bool) error 
 		return nil
 	}
 	e := api.NewError(api.CodeState, fmt.Sprintf("%s %s: it is the last active member of group %s", doing, member.Name, MemoryGroup), nil)
-	e.Member, e.Hint = member.Name, "bring another member back first, or force it"
+	e.Member, e.Hint = member.Name, "bring another member back first, or force it, and nobody will serve"
 	return e
 }
 

@@ -20,6 +20,22 @@ import (
 // it as a signal does.
 func reading(t *testing.T, svc httpapi.Service, args ...string) (lines *bufio.Scanner, interrupt func(), code <-chan int) {
 	t.Helper()
+	args = serving(t, svc, args...)
+	ctx, cancel := context.WithCancel(t.Context())
+	out, in := io.Pipe()
+	ended := make(chan int, 1)
+	go func() {
+		ended <- app.Main(ctx, args, app.Streams{In: strings.NewReader(""), Out: in, Err: io.Discard})
+		in.Close()
+	}()
+	t.Cleanup(func() { cancel(); out.Close() })
+	return bufio.NewScanner(out), cancel, ended
+}
+
+// serving serves svc until the test ends, and returns the arguments of a command that
+// asks it.
+func serving(t *testing.T, svc httpapi.Service, args ...string) []string {
+	t.Helper()
 	handler, err := httpapi.New(httpapi.Config{Service: svc, Auth: guard{}, Audit: silent{}})
 	if err != nil {
 		t.Fatal(err)
@@ -32,16 +48,7 @@ func reading(t *testing.T, svc httpapi.Service, args ...string) (lines *bufio.Sc
 	if err := os.WriteFile(ca, block, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	out, in := io.Pipe()
-	ended := make(chan int, 1)
-	go func() {
-		args := append(args, "--addr", srv.URL, "--cacert", ca, "--token", adminToken)
-		ended <- app.Main(ctx, args, app.Streams{In: strings.NewReader(""), Out: in, Err: io.Discard})
-		in.Close()
-	}()
-	t.Cleanup(func() { cancel(); out.Close() })
-	return bufio.NewScanner(out), cancel, ended
+	return append(args, "--addr", srv.URL, "--cacert", ca, "--token", adminToken)
 }
 
 func TestFollowShowsEventsUntilInterrupted(t *testing.T) {

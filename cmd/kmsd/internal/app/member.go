@@ -84,7 +84,7 @@ func newMemberRemove(s *session) *cobra.Command {
 	return s.onMember(cmd, &f, func(ctx context.Context, svc service, group, name string) error {
 		err := s.watching(ctx, svc, group, name, func(ctx context.Context) error { return svc.RemoveMember(ctx, group, name, f.force) })
 		if err != nil {
-			return f.forcible(err)
+			return forcible(err)
 		}
 		g, err := svc.Group(ctx, group)
 		if err != nil {
@@ -97,14 +97,15 @@ func newMemberRemove(s *session) *cobra.Command {
 	})
 }
 
-// forcible says of what was refused for the state of the group that --force does it.
-func (f *memberFlags) forcible(err error) error {
+// forcible says in the words of the command line how to force what the server has
+// refused and says that it can be forced.
+func forcible(err error) error {
 	var refused *api.Error
-	if f.force || !errors.As(err, &refused) || refused.Code != api.CodeState {
+	if !errors.As(err, &refused) || refused.Code != api.CodeState {
 		return err
 	}
 	e := *refused
-	e.Hint = strings.TrimPrefix(e.Hint+"; --force does it all the same", "; ")
+	e.Hint = strings.ReplaceAll(e.Hint, "force it", "force it (--force)")
 	return &e
 }
 
@@ -132,7 +133,7 @@ func newMemberRole(s *session, role string) *cobra.Command {
 			return err
 		})
 		if err != nil {
-			return f.forcible(err)
+			return forcible(err)
 		}
 		return s.printMember(m, "")
 	})
@@ -155,7 +156,7 @@ func newMemberDrain(s *session) *cobra.Command {
 			return err
 		})
 		if err != nil {
-			return f.forcible(err)
+			return forcible(err)
 		}
 		return s.printMember(m, fmt.Sprintf("; to end it: kmsd member %s %s", m.Role, m.Name))
 	})

@@ -71,7 +71,9 @@ func newMemberAdd(s *session) *cobra.Command {
 		Long: "Take an HSM into a group while it serves. Its token, mechanisms and domain are checked, a canary\n" +
 			"key is cloned to it and compared, and every key is cloned. The command ends when the member is\n" +
 			"in step; if it does not get there, the group is as it was and the error says what differs.\n\n" +
-			"A PIN in a file that group or others may read is refused.",
+			"Driver and library have to be ones that the configuration of kmsd uses already, and the PIN file\n" +
+			"has to lie beside those of the other members and be readable by kmsd alone. Any other HSM is put\n" +
+			"into kmsd.yaml, and kmsd told to read it anew.",
 		Example: "  kmsd member add hsm-d --driver softhsm --pin-file /etc/kmsd/hsm-d.pin \\\n" +
 			"      --module /usr/lib/softhsm/libsofthsm2.so --setting token_label=hsm-d",
 		Args: oneArg("member NAME"),
@@ -115,7 +117,7 @@ func newMemberReplace(s *session) *cobra.Command {
 			"or its domain is another. With --driver and --pin-file and what else member add takes, another\n" +
 			"HSM takes the member's place. It is checked as a new one is, and gets every key.",
 		Example: "  kmsd member replace hsm-c\n" +
-			"  kmsd member replace hsm-c --driver luna --pin-file /etc/kmsd/hsm-c.pin --setting token_serial=1334",
+			"  kmsd member replace hsm-c --driver softhsm --pin-file /etc/kmsd/hsm-c.pin --setting token_label=new-c",
 	}
 	f.define(cmd, "")
 	sf.define(cmd)

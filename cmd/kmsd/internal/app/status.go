@@ -147,13 +147,16 @@ func troubles(m api.Member, now time.Time) []string {
 	if m.Sync != nil {
 		add("syncing %s", progressText(*m.Sync))
 	}
-	switch {
-	case m.State == api.MemberFailed:
-		add("not tried again by itself; when it is mended: kmsd member recover %s", m.Name)
+	if m.GaveUp {
+		add("recovery has given up, attempts: %d", m.RecoveryAttempts)
+	}
+	if m.GaveUp || m.State == api.MemberFailed {
+		add("when it is mended: kmsd member recover %s", m.Name)
+	}
+	switch m.State {
+	case api.MemberFailed:
 		add("if it has another token now: kmsd member replace %s", m.Name)
-	case m.GaveUp:
-		add("recovery has given up, attempts: %d; when it is mended: kmsd member recover %s", m.RecoveryAttempts, m.Name)
-	case m.State == api.MemberDraining:
+	case api.MemberDraining:
 		add("takes nothing new; to end that: kmsd member %s %s", m.Role, m.Name)
 	}
 	if m.Quarantined > 0 {

@@ -1,0 +1,144 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kmsd/cmd/kmsd/internal/app"
+	"kmsd/kms/api"
+	"kmsd/kms/api/apitest"
+)
+
+// memberIs is a Memory with one member, which is as given.
+type memberIs struct {
+	apitest.Memory
+	member api.Member
+}
+
+func (m *memberIs) Status() api.Status {
+	return api.Status{Groups: []api.Group{{Name: "default", State: api.GroupSole, Members: []api.Member{m.member}}}}
+}
+
+// What is said of a member below the table: what is wrong, how far it is, what to do.
+func TestStatusSaysWhatToDo(t *testing.T) {
+	soon := time.Now().Add(7500 * time.Millisecond)
+	for _, c := range []struct {
+		name   string
+		member api.Member
+		want   []string // the lines, without the member's name
+	}{
+		{"a member in step needs no words", api.Member{State: api.MemberActive, CKR: "CKR_OK"}, nil},
+		{"one that is away is tried again", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 3, NextRecovery: &soon},
+			[]string{"CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 7s|CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 8s"}},
+		{"one that was given up needs somebody", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 4, GaveUp: true},
+			[]string{"CKR_TOKEN_NOT_PRESENT: no token is there", "recovery has given up, attempts: 4", "when it is mended: kmsd member recover hsm-a"}},
+		{"one that has failed needs somebody", api.Member{State: api.MemberFailed, CKR: "CKR_PIN_INCORRECT", Reason: "logging in: CKR_PIN_INCORRECT"},
+			[]string{"logging in: CKR_PIN_INCORRECT", "when it is mended: kmsd member recover hsm-a", "if it has another token now: kmsd member replace hsm-a"}},
+		{"one that is brought in step says how far it is", api.Member{State: api.MemberSyncing, Sync: &api.Progress{Done: 3120, Total: 10000, Rate: 850.2, Left: api.Duration(8100 * time.Millisecond)}},
+			[]string{"syncing 3,120 of 10,000, 850/s, 8 s left"}},
+		{"and slowly at the start", api.Member{State: api.MemberSyncing, Sync: &api.Progress{Done: 7, Total: 1234567, Rate: 0.44, Left: api.Duration(90 * time.Minute)}},
+			[]string{"syncing 7 of 1,234,567, 0.4/s, 1h30m0s left"}},
+		{"and without a rate before that is known", api.Member{State: api.MemberSyncing, Sync: &api.Progress{Total: 100}},
+			[]string{"syncing 0 of 100"}},
+		{"one that drains says how to end that", api.Member{State: api.MemberDraining, Role: api.RoleStandby},
+			[]string{"takes nothing new; to end that: kmsd member standby hsm-a"}},
+		{"what is strange on it is counted", api.Member{State: api.MemberActive, Foreign: 3, Quarantined: 1},
+			[]string{"copies with another value, in quarantine: 1; kmsd group sync names them", "objects that nobody here knows: 3; kmsd group sync lists them"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.member.Name = "hsm-a"
+			var got []string
+			lines, _, _ := reading(t, &memberIs{member: c.member}, "status")
+			for lines.Scan() {
+				if text, ok := strings.CutPrefix(lines.Text(), "hsm-a: "); ok {
+					got = append(got, text)
+				}
+				if len(lines.Text()) > 80 {
+					t.Errorf("%q does not fit a terminal of 80 columns", lines.Text())
+				}
+			}
+			if len(got) != len(c.want) {
+				t.Fatalf("lines %q, want %q", got, c.want)
+			}
+			for i, want := range c.want {
+				if a, b, _ := strings.Cut(want, "|"); got[i] != a && got[i] != b {
+					t.Errorf("line %q, want %q", got[i], want)
+				}
+			}
+		})
+	}
+}
+
+// slowSync is a Memory whose member is being brought in step until the progress has
+// been looked at twice.
+type slowSync struct {
+	memberIs
+	looks chan struct{}
+}
+
+func (s *slowSync) Status() api.Status {
+	select {
+	case s.looks <- struct{}{}:
+	default:
+	}
+	return s.memberIs.Status()
+}
+
+func (s *slowSync) Sync(ctx context.Context, group string, _ api.SyncOptions) (api.SyncReport, error) {
+	for range 2 {
+		select {
+		case <-s.looks:
+		case <-ctx.Done():
+		}
+	}
+	return api.SyncReport{Group: group, Members: []api.MemberSync{}}, ctx.Err()
+}
+
+// A person sees on a terminal how far a long work is; when it is over, the line is gone.
+func TestLongWorkShowsItsProgressOnATerminal(t *testing.T) {
+	svc := &slowSync{looks: make(chan struct{})}
+	svc.member = api.Member{Name: "hsm-a", State: api.MemberSyncing, Sync: &api.Progress{Done: 3120, Total: 10000, Rate: 850, Left: api.Duration(8 * time.Second)}}
+	near, far := openTerminal(t)
+	args := serving(t, svc, "group", "sync", "default")
+	code := app.Main(t.Context(), args, app.Streams{In: strings.NewReader(""), Out: new(bytes.Buffer), Err: far})
+	far.Close()
+	shown, err := io.ReadAll(near) // ends with EIO, as a terminal does
+	if !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+	text := string(shown)
+	if code != 0 || !strings.Contains(text, "hsm-a  [#######.................]  3,120 of 10,000, 850/s, 8 s left\x1b[K") || !strings.HasSuffix(text, "\r\x1b[K") {
+		t.Errorf("exit code %d, the terminal has %q", code, text)
+	}
+}
+
+// openTerminal returns both ends of a new terminal.
+func openTerminal(t *testing.T) (near, far *os.File) {
+	t.Helper()
+	near, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close() })
+	if err := unix.IoctlSetPointerInt(int(near.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(near.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
