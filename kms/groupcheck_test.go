@@ -273,7 +273,7 @@ func TestACanaryIsLeftNowhere(t *testing.T) {
 // atEveryStep runs a test in a bubble of its own for each step until one is not
 // reached any more.
 func atEveryStep(t *testing.T, run func(t *testing.T, step int) (more bool)) {
-	for step, more := 1, true; more; step++ {
+	for step, more := 1, true; more && !t.Failed(); step++ {
 		t.Run(fmt.Sprintf("step %d", step), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { more = run(t, step) })
 		})
