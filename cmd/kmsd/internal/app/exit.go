@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +71,9 @@ answers: {"error":{"code":…,"message":…,"retryable":…}}.
 // afterDev is what most people who read an error have forgotten.
 const afterDev = "after kmsd dev: . .kmsd/env.sh"
 
+// inFlags says how to do what a server's hint calls by its name in Go and HTTP.
+var inFlags = strings.NewReplacer("force it", "force it (--force)", "allow_degraded", "--allow-degraded")
+
 // printError writes an error once, for a person or for a program.
 func (s *session) printError(cmd *cobra.Command, err error) {
 	if errors.Is(err, errSilent) {
@@ -100,7 +104,7 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 	if !known {
 		return
 	}
-	hint := failure.Hint
+	hint := inFlags.Replace(failure.Hint)
 	var untrusted *tls.CertificateVerificationError
 	switch {
 	case failure.Code == api.CodeUnauthenticated: // the server's hint is for those who speak HTTP

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -84,7 +83,7 @@ func newMemberRemove(s *session) *cobra.Command {
 	return s.onMember(cmd, &f, func(ctx context.Context, svc service, group, name string) error {
 		err := s.watching(ctx, svc, group, name, func(ctx context.Context) error { return svc.RemoveMember(ctx, group, name, f.force) })
 		if err != nil {
-			return forcible(err)
+			return err
 		}
 		g, err := svc.Group(ctx, group)
 		if err != nil {
@@ -95,18 +94,6 @@ func newMemberRemove(s *session) *cobra.Command {
 			return err
 		})
 	})
-}
-
-// forcible says in the words of the command line how to force what the server has
-// refused and says that it can be forced.
-func forcible(err error) error {
-	var refused *api.Error
-	if !errors.As(err, &refused) || refused.Code != api.CodeState {
-		return err
-	}
-	e := *refused
-	e.Hint = strings.ReplaceAll(e.Hint, "force it", "force it (--force)")
-	return &e
 }
 
 // newMemberRole is member standby or member active.
@@ -133,7 +120,7 @@ func newMemberRole(s *session, role string) *cobra.Command {
 			return err
 		})
 		if err != nil {
-			return forcible(err)
+			return err
 		}
 		return s.printMember(m, "")
 	})
@@ -156,7 +143,7 @@ func newMemberDrain(s *session) *cobra.Command {
 			return err
 		})
 		if err != nil {
-			return forcible(err)
+			return err
 		}
 		return s.printMember(m, fmt.Sprintf("; to end it: kmsd member %s %s", m.Role, m.Name))
 	})

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -21,7 +22,7 @@ const lookInterval = 500 * time.Millisecond
 // a person is at the other end of stderr. With a name it shows that member alone.
 func (s *session) watching(ctx context.Context, svc service, group, member string, do func(ctx context.Context) error) error {
 	if !terminal(s.Err) {
-		return do(ctx)
+		return withHint(do(ctx))
 	}
 	looking, stop := context.WithCancel(ctx)
 	var drawing sync.WaitGroup
@@ -29,7 +30,24 @@ func (s *session) watching(ctx context.Context, svc service, group, member strin
 	err := do(ctx)
 	stop()
 	drawing.Wait()
-	return err
+	return withHint(err)
+}
+
+// withHint says of work on members that did not end well what can be done, when the
+// server does not.
+func withHint(err error) error {
+	var failed *api.Error
+	if !errors.As(err, &failed) || failed.Hint != "" {
+		return err
+	}
+	e := *failed
+	switch e.Code {
+	case api.CodeDeadline:
+		e.Hint = "what was begun may go on; kmsd status shows how far it is"
+	case api.CodeMemberFailed:
+		e.Hint = "when that is mended, try again; kmsd status shows the member"
+	}
+	return &e
 }
 
 // draw draws one line, over and over, until ctx ends, and takes it away then.
