@@ -27,6 +27,9 @@ func (k *KMS) Check(ctx context.Context, groupName string) (api.GroupCheck, erro
 	all := slices.Concat(
 		stateFindings(status), tokenFindings(status), holdingFindings(status),
 		k.copyFindings(g), k.cloneFindings(ctx, g))
+	if err := ctx.Err(); err != nil { // not everybody was asked
+		return api.GroupCheck{}, translate("checking group "+g.name, err)
+	}
 	fault := func(f api.Finding) bool { return f.Fault }
 	return api.GroupCheck{Group: g.name, OK: !slices.ContainsFunc(all, fault), Findings: all}, nil
 }
