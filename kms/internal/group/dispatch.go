@@ -270,7 +270,7 @@ func (d *dispatch) beside() {
 		d.hedged = true
 	default:
 		d.asked++
-		d.slow = time.After(again * time.Duration(1+d.asked/4))
+		d.slow = time.After(again * time.Duration(1+d.asked/16))
 	}
 }
 

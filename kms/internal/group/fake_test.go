@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -168,7 +169,7 @@ func (c *conn) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Res
 		c.hsm.served++
 		c.hsm.mu.Unlock()
 	}
-	return pluginproto.Result{Output: []byte(c.hsm.name)}, nil
+	return pluginproto.Result{Output: []byte(c.hsm.name), IV: slices.Clone(cmd.IV)}, nil
 }
 
 func (c *conn) Open(context.Context, pluginproto.OpenRequest) (pluginproto.TokenInfo, error) {
@@ -294,7 +295,7 @@ func (r *rig) told(member string, from, to api.MemberState) int {
 	defer r.mu.Unlock()
 	n := 0
 	for _, e := range r.events {
-		if e.Member == member && e.From == string(from) && e.To == string(to) {
+		if e.Type == api.EventMember && e.Member == member && e.From == string(from) && e.To == string(to) {
 			n++
 		}
 	}
@@ -308,7 +309,7 @@ func (r *rig) path(member string) []string {
 	defer r.mu.Unlock()
 	var states []string
 	for _, e := range r.events {
-		if e.Member == member {
+		if e.Type == api.EventMember && e.Member == member {
 			states = append(states, e.To)
 		}
 	}

@@ -62,7 +62,7 @@ func newLimit(most time.Duration) limit { return limit{after: min(hedgeFloor, mo
 // times the limit, so that the end of a freeze does not switch hedging off.
 func (l *limit) took(d time.Duration) {
 	l.times.add(min(d, 4*l.after))
-	if l.fresh++; l.fresh >= hedgeRefresh {
+	if l.fresh++; l.fresh >= min(hedgeRefresh, 1+int(l.times.total)/2) { // soon, while little is known
 		l.fresh = 0
 		l.after = min(max(2*l.times.quantile(0.99), hedgeFloor), l.most)
 	}
