@@ -35,10 +35,12 @@ func newMember(t *testing.T, name string) *member {
 }
 
 // make makes a key on the member and returns what copies of it should be.
-func (m *member) make(t *testing.T, n byte) replica.Copy {
+func (m *member) make(t *testing.T, n byte, more ...byte) replica.Copy {
 	t.Helper()
 	key := string('a' + rune(n))
-	o, err := m.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{n}, Type: pluginproto.AES256, Label: key + "/1"})
+	id := pluginproto.KeyID{n}
+	copy(id[1:], more)
+	o, err := m.Generate(t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256, Label: key + "/1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ const namedAlarms = 10
 // tellProgress passes on how far a member has come.
 func (a *Admission) tellProgress(member string, p api.Progress) {
 	a.events(api.Event{
-		Type: api.EventSync, Member: member, To: string(api.MemberSyncing), Progress: &p,
+		Type: api.EventSync, Member: member, To: api.SyncUnderWay, Progress: &p,
 		Cause: fmt.Sprintf("%d of %d done, %.0f per second, %v left", p.Done, p.Total, p.Rate, p.Left),
 	})
 }
@@ -27,9 +27,10 @@ func (a *Admission) tellEnd(member string, s *Sync, err error) {
 	if !any {
 		return
 	}
-	e := api.Event{Type: api.EventSync, Member: member, To: string(api.MemberSyncing), Progress: &p,
+	e := api.Event{Type: api.EventSync, Member: member, To: api.SyncDone, Progress: &p,
 		Cause: fmt.Sprintf("%d of %d done", p.Done, p.Total)}
 	if err != nil {
+		e.To = api.SyncBroken
 		e.Cause += "; broken off, the next attempt does the rest: " + err.Error()
 	}
 	a.events(e)
