@@ -50,9 +50,6 @@ func (g GroupConfig) withDefaults() GroupConfig {
 	if g.Name == "" {
 		g.Name = defaultGroup
 	}
-	if g.MinCopies == 0 {
-		g.MinCopies = min(2, max(1, len(g.Members)))
-	}
 	g.Members = slices.Clone(g.Members)
 	for i := range g.Members {
 		g.Members[i].Settings = maps.Clone(g.Members[i].Settings)
@@ -67,10 +64,16 @@ func (g GroupConfig) faults(insecure bool, driverDir string) []error {
 	if g.Domain == nil {
 		faults = append(faults, errors.New("no domain secret"))
 	}
-	if g.MinCopies < 1 || g.MinCopies > len(g.Members) {
+	if strings.Contains(g.Name, "/") {
+		faults = append(faults, errors.New("a slash in its name"))
+	}
+	if g.MinCopies < 0 || g.MinCopies > len(g.Members) {
 		faults = append(faults, fmt.Errorf("min_copies is %d, want 1 to the number of members, %d", g.MinCopies, len(g.Members)))
 	}
 	for _, m := range g.Members {
+		if strings.Contains(m.Name, "/") {
+			faults = append(faults, fmt.Errorf("member %q: a slash in its name", m.Name))
+		}
 		if m.Open != nil {
 			continue
 		}

@@ -47,7 +47,7 @@ type GroupConfig struct {
 	Domain Secret
 
 	// MinCopies is how many members must hold a new key before it is acknowledged.
-	// Zero means 2, or 1 in a group of one.
+	// Zero means 2, or 1 while the group has one member.
 	MinCopies int
 
 	// CommandTimeout drops a member that neither answers nor sends heartbeats for

@@ -3,7 +3,6 @@ package kms
 import (
 	"context"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"kmsd/kms/api"
@@ -21,30 +20,24 @@ const minFresh = 5 * time.Second
 type keyGroup struct {
 	*group.Group
 	name      string
-	minCopies int
+	cfg       GroupConfig // but for its members, which are in table
+	table     *table
 	admission *replica.Admission
 	janitor   *janitor
-	trips     map[string]*atomic.Int64 // :: member → see watched
-	fresh     time.Duration            // for how long a trip proves that a member works
+	order     chan struct{} // holds one token while somebody changes who belongs to the group
+	fresh     time.Duration // for how long a trip proves that a member works
 }
 
 // newGroup makes a group that does nothing yet.
-func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
+func (k *KMS) newGroup(cfg GroupConfig, seats []seat) (*keyGroup, error) {
 	log := k.log.With("group", cfg.Name)
 	g := &keyGroup{
-		name: cfg.Name, minCopies: cfg.MinCopies, fresh: max(minFresh, 3*cfg.ProbeInterval),
-		trips: make(map[string]*atomic.Int64, len(cfg.Members)),
+		name: cfg.Name, cfg: cfg, table: newTable(cfg.Members, seats), fresh: max(minFresh, 3*cfg.ProbeInterval),
+		order: make(chan struct{}, 1),
 	}
-	members := make([]group.MemberConfig, len(cfg.Members))
-	for i, m := range cfg.Members {
-		trip := new(atomic.Int64)
-		g.trips[m.Name] = trip
-		members[i] = group.MemberConfig{
-			Name: m.Name, Driver: m.Driver, Standby: m.Standby,
-			Connect: func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {
-				return connect.connect(ctx, cfg, m, trip)
-			},
-		}
+	members := make([]group.MemberConfig, len(seats))
+	for i, s := range seats {
+		members[i] = k.memberConfig(g, s)
 	}
 	g.admission = replica.NewAdmission(replica.Config{
 		Book:     &book{kms: k, g: g},
@@ -64,11 +57,21 @@ func (k *KMS) newGroup(cfg GroupConfig, connect *connector) (*keyGroup, error) {
 		CommandTimeout: cfg.CommandTimeout, ProbeInterval: cfg.ProbeInterval, Hedge: !cfg.NoHedge, PlainCount: cfg.PlainCount,
 		Recovery: group.Recovery{Manual: cfg.Recovery.Manual, Interval: cfg.Recovery.Interval, Retries: cfg.Recovery.Retries},
 		Members:  members,
-		Admit:    g.admit,
-		Logger:   k.log,
-		OnEvent:  func(e api.Event) { k.onGroupEvent(g, e) },
+		Admit: func(ctx context.Context, m group.Member, last bool) (group.Admission, error) {
+			return k.admit(ctx, g, m, last)
+		},
+		Logger:  k.log,
+		OnEvent: func(e api.Event) { k.onGroupEvent(g, e) },
 	})
 	return g, err
+}
+
+// minCopies is how many members must hold a new key of which nobody has said it.
+func (g *keyGroup) minCopies() int {
+	if g.cfg.MinCopies > 0 {
+		return g.cfg.MinCopies
+	}
+	return min(2, max(1, len(g.Names())))
 }
 
 // admit has a member brought in step, and bars the copies of it that are other keys.

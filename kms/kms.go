@@ -29,7 +29,10 @@ type KMS struct {
 	log     hclog.Logger
 	catalog *catalog.Catalog
 	ring    *keyring
-	events  *hub
+	enlist  func(group string, spec api.MemberSpec) (MemberConfig, error) // nil: nobody joins at run time
+
+	connector *connector
+	events    *hub
 
 	groups []*keyGroup          // in the order of the configuration; fixed after Open
 	byName map[string]*keyGroup // :: group → it
@@ -62,7 +65,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 	}
 	k := &KMS{
 		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(), events: newHub(cfg.Logger),
-		byName: make(map[string]*keyGroup, len(cfg.Groups)),
+		enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -70,9 +73,13 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 			err = errors.Join(translate("opening the key management service", err), k.Close())
 		}
 	}()
-	connect := &connector{driverDir: cfg.DriverDir, insecure: cfg.Insecure, log: cfg.Logger, pins: refused, tasks: &k.tasks}
+	k.connector = &connector{driverDir: cfg.DriverDir, insecure: cfg.Insecure, log: cfg.Logger, pins: refused, tasks: &k.tasks}
 	for _, gc := range cfg.Groups {
-		g, err := k.newGroup(gc, connect)
+		seats, err := k.seatsOf(ctx, gc)
+		if err != nil {
+			return nil, err
+		}
+		g, err := k.newGroup(gc, seats)
 		if err != nil {
 			return nil, api.NewError(api.CodeBadRequest, fmt.Sprintf("checking the configuration: %v", err), err)
 		}
@@ -114,6 +121,11 @@ func (k *KMS) load(ctx context.Context) error {
 			continue
 		}
 		k.log.Info("took back what a crash has left", "key", in.Key, "version", in.Version, "group", in.Group)
+	}
+	for _, g := range k.groups {
+		if err := k.forgetStrangers(ctx, g); err != nil {
+			k.log.Warn("what former members held is still to be forgotten", "group", g.name, "error", err)
+		}
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func (k *KMS) fresh(name string, opts KeyOptions) (*keyGroup, catalog.Key, error
 		return nil, catalog.Key{}, err
 	}
 	if opts.MinCopies == 0 {
-		opts.MinCopies = g.minCopies
+		opts.MinCopies = g.minCopies()
 	}
 	if err := errors.Join(checkMinCopies(g, opts.MinCopies), checkPeriod(opts.RotationPeriod)); err != nil {
 		return nil, catalog.Key{}, err

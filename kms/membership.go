@@ -2,41 +2,400 @@ package kms
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/internal/group"
+	"kmsd/pluginproto"
 )
 
-var errNotYet = errors.New("not there yet")
+// maxMembers is the largest group, as with Luna.
+const maxMembers = 32
+
+// What an operator changes has to be true in two places: in the group that runs and in
+// the catalog, from which the next start takes it. Whatever a crash leaves between the two
+// is the state before or the state after, and nothing was answered yet:
+//
+//   - A member that joins is written down when it has been admitted, before it serves
+//     ([KMS.pin]). Before that it is nobody's.
+//   - A member that leaves is drained, which can be refused and undone; then its removal
+//     is written down; then it goes, which cannot fail. What a crash leaves of its copies
+//     is forgotten at the next start.
+//   - A role and a drain are done first, since the group may refuse, and then written
+//     down. When they cannot be, they are undone.
 
 // AddMember takes a member into a group.
 func (k *KMS) AddMember(ctx context.Context, groupName string, spec api.MemberSpec) (api.Member, error) {
-	return api.Member{}, translate("adding a member", errNotYet)
+	return k.change(ctx, "adding member "+spec.Name, groupName, spec.Name, func(ctx context.Context, g *keyGroup) error {
+		return k.addMember(ctx, g, spec)
+	})
+}
+
+func (k *KMS) addMember(ctx context.Context, g *keyGroup, spec api.MemberSpec) error {
+	if _, there := g.table.get(spec.Name); there {
+		return api.NewError(api.CodeExists, fmt.Sprintf("group %s has a member %s already", g.name, spec.Name), group.ErrMemberExists)
+	}
+	if n := len(g.Names()); n >= maxMembers {
+		return stateError("remove a member first", "group %s has %d members, which is the most", g.name, n)
+	}
+	s, err := k.seatFor(g, spec)
+	if err != nil {
+		return err
+	}
+	g.table.put(s)
+	g.table.swap(s.name, true) // of an earlier member of that name something may be known
+	err = g.Add(ctx, k.memberConfig(g, s))
+	g.table.swap(s.name, false)
+	if err == nil {
+		return nil
+	}
+	undo, cancel := cleanup(ctx)
+	defer cancel()
+	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.dismiss(undo, g, s))
+}
+
+// seatFor is the place of a member that is described at run time, when that
+// description may be used.
+func (k *KMS) seatFor(g *keyGroup, spec api.MemberSpec) (seat, error) {
+	switch {
+	case spec.Name == "" || strings.Contains(spec.Name, "/"):
+		return seat{}, badRequest("%q is not the name of a member", spec.Name)
+	case k.enlist == nil:
+		e := badRequest("members cannot be added or replaced at run time here")
+		return seat{}, e
+	}
+	s := seat{
+		name: spec.Name, spec: &spec, entry: g.table.entry(spec.Name),
+		config: MemberConfig{Name: spec.Name, Driver: spec.Driver, Standby: spec.Standby},
+	}
+	m, err := k.enlist(g.name, spec)
+	if err != nil {
+		return seat{}, refusedSpec(err)
+	}
+	if m.Open == nil {
+		if faults := m.processFaults(k.connector.insecure, k.connector.driverDir); len(faults) > 0 {
+			return seat{}, refusedSpec(errors.Join(faults...))
+		}
+	}
+	return s, nil
+}
+
+func refusedSpec(err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e
+	}
+	return badRequest("%v", err)
 }
 
 // RemoveMember drains a member and forgets it.
 func (k *KMS) RemoveMember(ctx context.Context, groupName, member string, force bool) error {
-	return translate("removing a member", errNotYet)
+	_, err := k.change(ctx, "removing member "+member, groupName, "", func(ctx context.Context, g *keyGroup) error {
+		s, err := g.seat(member)
+		if err != nil {
+			return err
+		}
+		return k.removeMember(ctx, g, s, force)
+	})
+	return err
+}
+
+func (k *KMS) removeMember(ctx context.Context, g *keyGroup, s seat, force bool) error {
+	if err := k.mayLeave(g, s.name, force); err != nil {
+		return err
+	}
+	undo, cancel := cleanup(ctx)
+	defer cancel()
+	err := g.Group.Drain(ctx, s.name, force)
+	if err != nil && (ctx.Err() == nil || !force) { // by force it goes with what it has in flight
+		return errors.Join(err, k.undrain(undo, g, s, ctx.Err() != nil))
+	}
+	if err := k.recordRemoval(undo, g, s, force); err != nil {
+		return errors.Join(err, k.undrain(undo, g, s, true))
+	}
+	if err := g.Group.Remove(ctx, s.name, true); err != nil && !errors.Is(err, group.ErrUnknownMember) {
+		k.log.Warn("a member was removed before it had finished", "group", g.name, "member", s.name, "error", err)
+	}
+	if err := k.dismiss(undo, g, s); err != nil {
+		k.log.Warn("what a removed member held is forgotten at the next start", "group", g.name, "member", s.name, "error", err)
+	}
+	return nil
+}
+
+// recordRemoval writes down that a drained member leaves. Under the lease no key is
+// being made, so whether it holds the last copy of one is certain.
+func (k *KMS) recordRemoval(ctx context.Context, g *keyGroup, s seat, force bool) error {
+	release, err := g.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := k.mayLeave(g, s.name, force); err != nil {
+		return err
+	}
+	return k.remember(ctx, g, s, func(rec *catalog.Member) { rec.Removed = true })
+}
+
+// mayLeave refuses a removal that would leave the group worse than an operator may
+// expect.
+func (k *KMS) mayLeave(g *keyGroup, member string, force bool) error {
+	left := len(g.Names()) - 1
+	if left < 1 {
+		return stateError("add another member first", "%s is the only member of group %s", member, g.name)
+	}
+	if force {
+		return nil
+	}
+	if sole := k.soleCopies(g, member); len(sole) > 0 {
+		return stateError("bring the other members back, look with: kmsd key verify NAME, or force it, and these keys are lost",
+			"no other member is known to hold %s", someKeys(sole))
+	}
+	if least := g.minCopies(); left < least {
+		return stateError("add another member first, or force it, and keys are made only with allow_degraded",
+			"group %s would have %d members, and new keys need %d copies", g.name, left, least)
+	}
+	return nil
+}
+
+// someKeys names a few of many.
+func someKeys(names []string) string {
+	const few = 5
+	if len(names) == 1 {
+		return "key " + names[0]
+	}
+	if len(names) <= few {
+		return "keys " + strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("keys %s and %d more", strings.Join(names[:few], ", "), len(names)-few)
+}
+
+// dismiss forgets a member that the group has no more. What the configuration says of it
+// stays overruled, when it says anything.
+func (k *KMS) dismiss(ctx context.Context, g *keyGroup, s seat) error {
+	g.table.remove(s.name)
+	if err := k.forgetMember(ctx, g, s.name); err != nil {
+		return err
+	}
+	if g.table.entry(s.name) == "" {
+		return k.catalog.ForgetMember(ctx, g.name, s.name)
+	}
+	return nil
 }
 
 // ReplaceMember accepts another token under the name of a member.
 func (k *KMS) ReplaceMember(ctx context.Context, groupName, member string, spec *api.MemberSpec) (api.Member, error) {
-	return api.Member{}, translate("replacing a member", errNotYet)
+	return k.change(ctx, "replacing member "+member, groupName, member, func(ctx context.Context, g *keyGroup) error {
+		old, err := g.seat(member)
+		if err != nil {
+			return err
+		}
+		next := old
+		if spec != nil {
+			described := *spec
+			if described.Name == "" {
+				described.Name = member
+			}
+			if described.Name != member {
+				return badRequest("member %s cannot get another name; remove it and add %s", member, described.Name)
+			}
+			if next, err = k.seatFor(g, described); err != nil {
+				return err
+			}
+		}
+		next.drained = false
+		return k.replace(ctx, g, old, next)
+	})
+}
+
+// replace gives a member another seat, and takes the old one back when the member
+// does not pass with the new. The new one is written down when it is admitted.
+func (k *KMS) replace(ctx context.Context, g *keyGroup, old, next seat) error {
+	g.table.put(next)
+	g.table.swap(next.name, true)
+	err := g.Group.Replace(ctx, k.memberConfig(g, next))
+	g.table.swap(next.name, false)
+	undo, cancel := cleanup(ctx)
+	defer cancel()
+	if err == nil {
+		if old.drained {
+			err = k.remember(undo, g, next, func(rec *catalog.Member) { rec.Drained = false })
+		}
+		return err
+	}
+	err = memberFailed("replacing member "+next.name, next.name, err)
+	g.table.put(old)
+	if next.spec == old.spec {
+		return err // the same HSM: it is tried again as any that is away
+	}
+	if back := g.Group.Replace(undo, k.memberConfig(g, old)); back != nil {
+		k.log.Warn("a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", back)
+	}
+	return err
 }
 
 // SetRole makes a member active or standby, and ends a drain.
 func (k *KMS) SetRole(ctx context.Context, groupName, member, role string, force bool) (api.Member, error) {
-	return api.Member{}, translate("changing the role of a member", errNotYet)
+	return k.change(ctx, "making member "+member+" "+role, groupName, member, func(ctx context.Context, g *keyGroup) error {
+		if role != api.RoleActive && role != api.RoleStandby {
+			return badRequest("there is no role %q; choose %s or %s", role, api.RoleActive, api.RoleStandby)
+		}
+		old, err := g.seat(member)
+		if err != nil {
+			return err
+		}
+		next := old
+		next.config.Standby, next.drained = role == api.RoleStandby, false
+		return k.setRole(ctx, g, old, next, force)
+	})
+}
+
+func (k *KMS) setRole(ctx context.Context, g *keyGroup, old, next seat, force bool) error {
+	standby := next.config.Standby
+	if err := g.SetStandby(next.name, standby, force); err != nil {
+		return err
+	}
+	undo, cancel := cleanup(ctx)
+	defer cancel()
+	err := k.remember(undo, g, next, func(rec *catalog.Member) { rec.Standby, rec.Drained = &standby, false })
+	if err != nil {
+		return errors.Join(err, g.SetStandby(next.name, old.config.Standby, true))
+	}
+	g.table.put(next)
+	if !old.drained {
+		return nil
+	}
+	return memberFailed("bringing member "+next.name+" back", next.name, g.Resume(ctx, next.name))
 }
 
 // Drain lets a member finish what it has and gives it nothing new.
 func (k *KMS) Drain(ctx context.Context, groupName, member string, force bool) (api.Member, error) {
-	return api.Member{}, translate("draining a member", errNotYet)
+	return k.change(ctx, "draining member "+member, groupName, member, func(ctx context.Context, g *keyGroup) error {
+		old, err := g.seat(member)
+		if err != nil {
+			return err
+		}
+		s := old
+		drained := g.Group.Drain(ctx, member, force)
+		if drained != nil && ctx.Err() == nil {
+			return drained
+		}
+		// Also when somebody is tired of waiting: it gets nothing new all the same.
+		undo, cancel := cleanup(ctx)
+		defer cancel()
+		s.drained = true
+		if err := k.remember(undo, g, s, func(rec *catalog.Member) { rec.Drained = true }); err != nil {
+			return errors.Join(err, k.undrain(undo, g, old, true))
+		}
+		g.table.put(s)
+		return drained
+	})
 }
 
-// Reconfigure makes the members of the groups those of another configuration, as far
-// as their entries have changed. What else has changed needs a new Open; it is
-// returned in words.
-func (k *KMS) Reconfigure(ctx context.Context, groups []GroupConfig) (left []string, err error) {
-	return nil, translate("reconfiguring", errNotYet)
+// endDrain has a member not be drained any more, before it is recovered.
+func (k *KMS) endDrain(ctx context.Context, g *keyGroup, member string) error {
+	s, ok := g.table.get(member)
+	if !ok || !s.drained {
+		return nil
+	}
+	_, err := k.change(ctx, "ending the drain of member "+member, g.name, "", func(ctx context.Context, g *keyGroup) error {
+		s, err := g.seat(member)
+		if err != nil {
+			return err
+		}
+		s.drained = false
+		if err := k.remember(ctx, g, s, func(rec *catalog.Member) { rec.Drained = false }); err != nil {
+			return err
+		}
+		g.table.put(s)
+		return nil
+	})
+	return err
+}
+
+// undrain takes back a drain that has begun, of a member that was not drained before.
+func (k *KMS) undrain(ctx context.Context, g *keyGroup, s seat, begun bool) error {
+	if !begun || s.drained {
+		return nil
+	}
+	if err := g.Resume(ctx, s.name); err != nil {
+		return fmt.Errorf("and member %s is not back after that: %w", s.name, err)
+	}
+	return nil
+}
+
+// change runs a change of who belongs to a group, one at a time, to its end, and
+// returns the member as it is after that; none for the name "".
+func (k *KMS) change(ctx context.Context, doing, groupName, member string, do func(context.Context, *keyGroup) error) (api.Member, error) {
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	g, err := k.group(groupName)
+	if err != nil {
+		return api.Member{}, err
+	}
+	_, err = detached(ctx, k, func(ctx context.Context) (struct{}, error) {
+		select {
+		case g.order <- struct{}{}:
+		case <-ctx.Done():
+			return struct{}{}, fmt.Errorf("waiting for another change of group %s: %w", g.name, ctx.Err())
+		}
+		defer func() { <-g.order }()
+		return struct{}{}, do(ctx, g)
+	})
+	if err != nil || member == "" {
+		return api.Member{}, translate(doing, err)
+	}
+	s := k.groupStatus(g)
+	i := slices.IndexFunc(s.Members, func(m api.Member) bool { return m.Name == member })
+	if i < 0 {
+		return api.Member{}, translate(doing, group.ErrUnknownMember) // removed in this moment
+	}
+	return s.Members[i], nil
+}
+
+// remember writes down what was decided about a member.
+func (k *KMS) remember(ctx context.Context, g *keyGroup, s seat, change func(*catalog.Member)) error {
+	_, err := k.catalog.UpdateMember(ctx, g.name, s.name, func(rec *catalog.Member) error {
+		rec.Seen = s.entry
+		if s.spec != nil && rec.Spec == nil { // it never was admitted, so pin has not written it
+			spec, err := json.Marshal(s.spec)
+			if err != nil {
+				return fmt.Errorf("describing member %s: %w", s.name, err)
+			}
+			rec.Spec = spec
+		}
+		change(rec)
+		return nil
+	})
+	return err
+}
+
+// seat returns a member's place, or ErrNotFound.
+func (g *keyGroup) seat(member string) (seat, error) {
+	s, ok := g.table.get(member)
+	if !ok {
+		return seat{}, api.NewError(api.CodeNotFound, fmt.Sprintf("group %s has no member %q", g.name, member), group.ErrUnknownMember)
+	}
+	return s, nil
+}
+
+// memberFailed names the outcome of an attempt with one member: its failure is the
+// answer.
+func memberFailed(doing, member string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
+		errors.Is(err, group.ErrLastActive), errors.Is(err, group.ErrMemberExists), errors.Is(err, group.ErrClosed):
+		return err
+	}
+	e := api.NewError(api.CodeMemberFailed, fmt.Sprintf("%s: %v", doing, err), err)
+	e.Member = member
+	if ckr := pluginproto.CKROf(err); ckr != pluginproto.CKROK {
+		e.CKR = pluginproto.CKRName(ckr)
+	}
+	return e
 }

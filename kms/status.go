@@ -24,6 +24,7 @@ func (k *KMS) Status() Status {
 
 func (k *KMS) groupStatus(g *keyGroup) api.Group {
 	s := g.Status()
+	s.MinCopies = g.minCopies()
 	for i := range s.Members {
 		m := &s.Members[i]
 		s.Keys, m.Keys = k.ring.count(g.name, m.Name)
@@ -56,6 +57,9 @@ func (k *KMS) Recover(ctx context.Context, groupName, member string) error {
 	if err != nil {
 		return err
 	}
+	if err := k.endDrain(ctx, g, member); err != nil {
+		return translate("recovering member "+member, err)
+	}
 	return recovered(member, g.Group.Recover(ctx, member))
 }
 
@@ -87,7 +91,7 @@ func (k *KMS) Ready() Readiness {
 	r.Members = []api.MemberReadiness{}
 	for _, g := range k.groups {
 		for _, m := range g.Status().Members {
-			last := lastTrip(g.trips[m.Name])
+			last := lastTrip(g.table.trip(m.Name))
 			ok := serves(m.State) && time.Since(last) <= g.fresh
 			r.Members = append(r.Members, api.MemberReadiness{Group: g.name, Member: m.Name, OK: ok, Last: last})
 			r.Ready = r.Ready || ok

@@ -1,0 +1,142 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/internal/group"
+	"kmsd/pluginproto"
+)
+
+// admit decides whether a member may serve. A token that the group does not know yet
+// has to fit it before anything is put on it; when it holds what it should, it is
+// written down as the member's, before the member serves.
+func (k *KMS) admit(ctx context.Context, g *keyGroup, m group.Member, last bool) (group.Admission, error) {
+	if !last {
+		if err := k.checkJoin(ctx, g, m); err != nil {
+			return group.Admission{}, err
+		}
+	}
+	found, err := g.admit(ctx, m, last)
+	if err == nil && last {
+		err = k.pin(ctx, g, m)
+	}
+	return found, err
+}
+
+// checkJoin proves that a token that the group does not know fits it. For one that
+// was admitted before, recognise has done all.
+func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error {
+	rec, err := k.catalog.Member(ctx, g.name, m.Name())
+	if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+		return err
+	}
+	if rec.Token != nil && rec.Token.Is(pinOf(MemberConfig{}, m.Token())) && !g.table.swapping(m.Name()) {
+		return nil
+	}
+	for _, other := range g.InStep() {
+		if other.Name() == m.Name() {
+			continue
+		}
+		if err := compareTokens(m, other); err != nil {
+			return err
+		}
+		k.warnOfDifference(g, m, other)
+	}
+	if keys, _ := k.ring.count(g.name, ""); keys == 0 && !g.table.swapping(m.Name()) {
+		return nil // a group that is new, on tokens that are new: its first key is the proof
+	}
+	release, err := g.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return k.proveClone(ctx, g, m)
+}
+
+// compareTokens refuses a token that cannot exchange keys with a member's.
+func compareTokens(m, other group.Member) error {
+	mine, theirs := m.Token(), other.Token()
+	op := "joining the group with member " + m.Name()
+	switch {
+	case kindOf(mine) != kindOf(theirs):
+		return ownFault(pluginproto.CKROK, op, "its driver is %q and that of member %s is %q: keys cannot be cloned between them; give it an HSM of the same kind",
+			mine.Driver, other.Name(), theirs.Driver)
+	case string(mine.DomainCheck) != string(theirs.DomainCheck):
+		return ownFault(ckrTokenNotRecognized, op, "its cloning domain is not that of member %s: both need the same domain secret", other.Name())
+	}
+	return nil
+}
+
+// kindOf is the driver without its version: two versions may serve side by side while
+// a group is upgraded member by member.
+func kindOf(t pluginproto.TokenInfo) string {
+	kind, _, _ := strings.Cut(t.Driver, " ")
+	return kind
+}
+
+// warnOfDifference tells of what an upgrade in progress explains, and nothing else
+// does.
+func (k *KMS) warnOfDifference(g *keyGroup, m, other group.Member) {
+	mine, theirs := m.Token(), other.Token()
+	for _, d := range []struct{ what, mine, theirs string }{
+		{"firmware", mine.Firmware, theirs.Firmware},
+		{"model", mine.Model, theirs.Model},
+		{"driver", mine.Driver, theirs.Driver},
+	} {
+		if d.mine == d.theirs {
+			continue
+		}
+		state := string(api.MemberSyncing)
+		k.events.publish(api.Event{
+			Type: api.EventMember, Group: g.name, Member: m.Name(), From: state, To: state,
+			Cause: fmt.Sprintf("warning: its %s is %s, that of member %s is %s", d.what, d.mine, other.Name(), d.theirs),
+		})
+	}
+}
+
+// pin writes down with which token a member is admitted, and what it was added or
+// replaced with, in one step. What is known already costs no write.
+func (k *KMS) pin(ctx context.Context, g *keyGroup, m group.Member) error {
+	s, ok := g.table.get(m.Name())
+	if !ok {
+		return nil // it is being removed
+	}
+	config, err := k.resolve(g, s)
+	if err != nil {
+		return err
+	}
+	token := pinOf(config, m.Token())
+	var spec json.RawMessage
+	if s.spec != nil {
+		if spec, err = json.Marshal(s.spec); err != nil {
+			return fmt.Errorf("describing member %s: %w", s.name, err)
+		}
+	}
+	old, err := k.catalog.Member(ctx, g.name, s.name)
+	if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+		return err
+	}
+	if old.Token != nil && reflect.DeepEqual(*old.Token, token) && string(old.Spec) == string(spec) && !old.Removed {
+		return nil
+	}
+	_, err = k.catalog.UpdateMember(ctx, g.name, s.name, func(rec *catalog.Member) error {
+		if s.spec != nil && string(rec.Spec) != string(spec) { // it is new: nothing else was said of it yet
+			rec.Standby, rec.Drained = nil, false
+		}
+		rec.Token, rec.Spec, rec.Seen, rec.Removed = &token, spec, s.entry, false
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("writing down the token of member %s: %w", s.name, err)
+	}
+	k.log.Info("the member is known by its token from now on", "group", g.name, "member", s.name,
+		"serial", token.Serial, "label", token.Label, "model", token.Model)
+	return nil
+}
