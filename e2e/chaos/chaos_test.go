@@ -99,8 +99,10 @@ func carryOut(t *testing.T, plan chaos.Plan) {
 	load.end()
 
 	final := s.inspect(t, load)
+	final.Stalls = load.stalls
 	requests := history.Requests()
-	t.Logf("seed %d: %d faults in %v, %v", plan.Seed, done, took.Round(time.Second), summary(requests))
+	t.Logf("seed %d: %d faults in %v, %v; the test itself stood still %d times, at most %v", plan.Seed, done, took.Round(time.Second),
+		summary(requests), len(final.Stalls), worst(final.Stalls))
 	for i, v := range chaos.Check(requests, final) {
 		if i == 40 {
 			t.Errorf("and more")
@@ -122,7 +124,7 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (done int) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for i, step := range plan.Steps {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
+		ctx, cancel := context.WithTimeout(t.Context(), stepTime)
 		if err := hurt.take(ctx, step.Hurts(plan.Members)); err != nil {
 			t.Errorf("fault %d, %v, never had its turn: %v", i+1, step, err)
 			cancel()
@@ -222,6 +224,13 @@ func summary(requests []chaos.Request) string {
 	}
 	return fmt.Sprintf("%d requests, refused %v, the longest a %s of %v at %s", len(requests), ends, longest.Op,
 		longest.End.Sub(longest.Start).Round(time.Millisecond), longest.Start.Format(clock))
+}
+
+func worst(stalls []chaos.Stall) (d time.Duration) {
+	for _, s := range stalls {
+		d = max(d, s.To.Sub(s.From))
+	}
+	return d
 }
 
 // clock is how moments are shown.

@@ -135,8 +135,8 @@ func (c *checker) read(requests []Request) {
 func (c *checker) request(r Request) {
 	l := c.life(r.Key)
 	name := fmt.Sprintf("%s %s at %s", r.Op, r.Key, r.Start.Format("15:04:05.000"))
-	if late := r.End.Sub(r.Deadline); late > Grace {
-		c.report(Late, "%s was answered %v after its deadline", name, late)
+	if late := c.late(r); late > Grace {
+		c.report(Late, "%s was answered %v after its deadline of %v (%s)", name, late, r.Deadline.Sub(r.Start), r.Code)
 	}
 	if r.Code == api.CodeNotFound && !l.created.IsZero() && l.created.Before(r.Start) {
 		c.report(NotFound, "%s: %s", name, r.Message)
@@ -168,6 +168,31 @@ func (c *checker) request(r Request) {
 	if (r.Op == Create || r.Op == Rotate) && len(r.Copies) < r.Least {
 		c.report(TooFew, "%s: version %d is on %v, of which there must be %d", name, r.Version, r.Copies, r.Least)
 	}
+}
+
+// late is how long after its deadline a request was answered, without the time in which
+// nobody was looking.
+func (c *checker) late(r Request) time.Duration {
+	late := r.End.Sub(r.Deadline)
+	for _, s := range c.final.Stalls {
+		from, to := latest(s.From, r.Deadline), earliest(s.To, r.End)
+		late -= max(0, to.Sub(from))
+	}
+	return late
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func earliest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // excuses says whether a failed request had to be expected: the key was not there for

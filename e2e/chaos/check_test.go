@@ -163,6 +163,26 @@ func TestEveryBrokenPromiseAtTheEndIsFound(t *testing.T) {
 	}
 }
 
+func TestAnAnswerIsNotLateWhileNobodyLooks(t *testing.T) {
+	late := append(story(), sent(chaos.Random, "", 30, 40.1))
+	for _, tt := range []struct {
+		name     string
+		from, to float64
+		want     chaos.Rule
+	}{
+		{"until the answer", 39, 40.1, ""},
+		{"for most of it", 40.01, 40.09, ""},
+		{"long before", 20, 39.9, chaos.Late},
+		{"for too little", 40.08, 40.1, chaos.Late},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			final := ending()
+			final.Stalls = []chaos.Stall{{From: at(tt.from), To: at(tt.to)}}
+			finds(t, late, final, tt.want)
+		})
+	}
+}
+
 // finds checks that there is a breach of that promise, or none at all.
 func finds(t *testing.T, requests []chaos.Request, final chaos.Final, want chaos.Rule) {
 	t.Helper()

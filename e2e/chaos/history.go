@@ -96,6 +96,10 @@ func (h *History) Requests() []Request {
 	return all
 }
 
+// Stall is a time in which the test itself was not running, as the machine had other
+// things to do. It cannot tell when an answer came meanwhile.
+type Stall struct{ From, To time.Time }
+
 // Final is what was found at the end, when every fault had been healed: the catalog
 // and the tokens were opened past kmsd.
 type Final struct {
@@ -109,4 +113,5 @@ type Final struct {
 	// Unverified are the keys of which kmsd itself says that some copy is not what it
 	// should be, and why.
 	Unverified map[string]string
+	Stalls     []Stall // in their order
 }

@@ -43,8 +43,9 @@ type load struct {
 	wg      sync.WaitGroup
 	bursts  atomic.Int64 // keys that burst has made
 
-	mu        sync.Mutex // guards envelopes
+	mu        sync.Mutex // guards the rest
 	envelopes []envelope
+	stalls    []chaos.Stall
 }
 
 const signingKey = "signer"
@@ -72,6 +73,7 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
 	l.wg.Go(func() { l.programs(ctx) })
+	l.wg.Go(func() { l.watch(ctx) })
 	for m := range managers {
 		l.wg.Go(func() { l.manager(ctx, m) })
 	}
@@ -84,6 +86,23 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 func (l *load) end() {
 	l.stop()
 	l.wg.Wait()
+}
+
+// watch takes down when this process was not running.
+func (l *load) watch(ctx context.Context) {
+	const every, noticeable = 5 * time.Millisecond, 10 * time.Millisecond
+	tick := time.NewTimer(every)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		due := time.Now().Add(every)
+		tick.Reset(every)
+		<-tick.C
+		if now := time.Now(); now.Sub(due) > noticeable {
+			l.mu.Lock()
+			l.stalls = append(l.stalls, chaos.Stall{From: due, To: now})
+			l.mu.Unlock()
+		}
+	}
 }
 
 // programs begin at a fixed rate.

@@ -86,7 +86,9 @@ func reload(ctx context.Context, s *site, step chaos.Step) error {
 	if err := s.hup(step.Member, func(m map[string]any) { m["standby"] = true }); err != nil {
 		return err
 	}
-	if _, err := s.await(ctx, h, "a standby", func(m api.Member) bool { return m.Role == api.RoleStandby }); err != nil {
+	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, err := s.await(soon, h, "a standby", func(m api.Member) bool { return m.Role == api.RoleStandby }); err != nil {
 		return err
 	}
 	pause(ctx, step.Hold)
