@@ -51,7 +51,7 @@ func memorable(e api.Event) bool {
 	case api.EventKey, api.EventDropped:
 		return false
 	case api.EventSync:
-		return e.Progress == nil || e.Progress.Done >= e.Progress.Total
+		return e.To != api.SyncUnderWay
 	default:
 		return true
 	}
@@ -92,6 +92,8 @@ func worse(e api.Event) bool {
 		}
 	case api.EventRecovery:
 		return e.CKR != "" && e.CKR != "CKR_OK"
+	case api.EventSync:
+		return e.To == api.SyncBroken
 	}
 	return false
 }

@@ -26,7 +26,7 @@ func TestHistoryKeepsTheNewestEventsOfGroupsAndMembers(t *testing.T) {
 	for i := range told {
 		h.publish(api.Event{Type: api.EventMember, Member: "hsm-a", Cause: fmt.Sprint(i)})
 		h.publish(api.Event{Type: api.EventKey, Key: "shop", Cause: fmt.Sprint(i)})
-		h.publish(api.Event{Type: api.EventSync, Member: "hsm-a", Progress: &api.Progress{Done: 1, Total: 2}})
+		h.publish(api.Event{Type: api.EventSync, Member: "hsm-a", To: api.SyncUnderWay, Progress: &api.Progress{Done: 1, Total: 2}})
 	}
 	for _, c := range []struct {
 		name             string
@@ -50,7 +50,7 @@ func TestHistoryKeepsTheNewestEventsOfGroupsAndMembers(t *testing.T) {
 			}
 		})
 	}
-	h.publish(api.Event{Type: api.EventSync, Progress: &api.Progress{Done: 2, Total: 2}})
+	h.publish(api.Event{Type: api.EventSync, To: api.SyncBroken, Progress: &api.Progress{Done: 1, Total: 2}})
 	if past, _ := k.Log(t.Context(), 1); past[0].Type != api.EventSync {
 		t.Error("the end of a sync is not remembered")
 	}
@@ -82,10 +82,11 @@ func TestHALog(t *testing.T) {
 		{"a group that gets better", api.Event{Type: api.EventGroup, From: "lost", To: "sole"}, "info", "group sole"},
 		{"an attempt that failed", api.Event{Type: api.EventRecovery, To: "failed", CKR: "CKR_DEVICE_ERROR"}, "warn", "recovery failed"},
 		{"a recovery that nobody goes on with", api.Event{Type: api.EventRecovery, To: "gave_up", Alarm: true}, "error", "recovery gave_up"},
-		{"the end of a sync", api.Event{Type: api.EventSync, To: "done"}, "info", "sync done"},
+		{"the end of a sync", api.Event{Type: api.EventSync, To: api.SyncDone, Progress: &api.Progress{Done: 9, Total: 9}}, "info", "sync synced"},
+		{"one that was broken off", api.Event{Type: api.EventSync, To: api.SyncBroken, Progress: &api.Progress{Total: 9}}, "warn", "sync broken_off"},
 		{"a copy that is not what it should be", api.Event{Type: api.EventSync, Member: "a", Key: "shop", Cause: "quarantined", Alarm: true}, "error", "sync"},
 		{"what is done to a key is not in it", api.Event{Type: api.EventKey, Key: "shop", To: "rotated"}, "", ""},
-		{"nor how far a sync is", api.Event{Type: api.EventSync, Progress: &api.Progress{Total: 9}}, "", ""},
+		{"nor how far a sync is", api.Event{Type: api.EventSync, To: api.SyncUnderWay, Progress: &api.Progress{Total: 9}}, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer

@@ -127,6 +127,13 @@ const (
 	EventKey      = "key"      // something was done to a key
 )
 
+// Where an EventSync with Progress says that the work is.
+const (
+	SyncUnderWay = "syncing"
+	SyncDone     = "synced"
+	SyncBroken   = "broken_off" // the next attempt does the rest
+)
+
 // Event is something that happened to a group, a member or a key.
 type Event struct {
 	Time   time.Time `json:"time"`
