@@ -94,8 +94,14 @@ func eventWords(ev api.Event) []string {
 	if ev.Progress != nil {
 		words = append(words, progressText(*ev.Progress))
 	}
-	if ev.Cause != "" {
+	if ev.Cause != "" && !repeats(ev) {
 		words = append(words, "("+ev.Cause+")")
 	}
 	return words
+}
+
+// repeats says whether the cause of an event is its progress in words.
+func repeats(ev api.Event) bool {
+	p := ev.Progress
+	return p != nil && strings.HasPrefix(ev.Cause, fmt.Sprintf("%d of %d", p.Done, p.Total))
 }

@@ -185,7 +185,7 @@ func isInStep(m api.Member) bool { return m.State == api.MemberActive || m.State
 // printMember says how a member is after something was done to it.
 func (s *session) printMember(m api.Member, more string) error {
 	return s.print(m, func(w io.Writer) error {
-		_, err := fmt.Fprintln(w, clean(fmt.Sprintf("%s: %s, %d keys, %d missing%s", m.Name, m.State, m.Keys, m.Missing, more)))
+		_, err := fmt.Fprintln(w, clean(fmt.Sprintf("%s: %s, %s, %d missing%s", m.Name, m.State, counted(m.Keys, "key version"), m.Missing, more)))
 		return err
 	})
 }

@@ -51,7 +51,7 @@ func (m *members) Log(_ context.Context, last int) ([]api.Event, error) {
 		{Time: since, Type: api.EventMember, Group: "default", Member: "hsm-c", From: "active", To: "down", CKR: "CKR_DEVICE_ERROR", Cause: "the driver\x1b[2J ended"},
 		{Time: since, Type: api.EventGroup, Group: "default", From: "normal", To: "degraded"},
 		{Time: since.Add(time.Minute), Type: api.EventRecovery, Group: "default", Member: "hsm-c", CKR: "CKR_TOKEN_NOT_PRESENT", Cause: "recovery has used up its 4 attempts", Alarm: true},
-		{Time: since.Add(time.Hour), Type: api.EventSync, Group: "default", Member: "hsm-b", To: "done", Progress: &api.Progress{Done: 10000, Total: 10000, Rate: 850.4}},
+		{Time: since.Add(time.Hour), Type: api.EventSync, Group: "default", Member: "hsm-b", To: "done", Progress: &api.Progress{Done: 10000, Total: 10000, Rate: 850.4}, Cause: "10000 of 10000 done"},
 	}
 	if last > 0 {
 		events = events[max(0, len(events)-last):]

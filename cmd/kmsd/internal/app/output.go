@@ -131,6 +131,14 @@ func (t *table) writeTo(w io.Writer) error {
 	return err
 }
 
+// counted is "1 key" or "2 keys".
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return thousands(n) + " " + what
+}
+
 // clean keeps foreign text from moving the cursor of a terminal.
 func clean(text string) string {
 	return strings.Map(func(r rune) rune {

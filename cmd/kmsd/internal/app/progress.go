@@ -45,7 +45,7 @@ func withHint(err error) error {
 	case api.CodeDeadline:
 		e.Hint = "what was begun may go on; kmsd status shows how far it is"
 	case api.CodeMemberFailed:
-		e.Hint = "when that is mended, try again; kmsd status shows the member"
+		e.Hint = "when that is mended, try again"
 	}
 	return &e
 }

@@ -150,14 +150,16 @@ func troubles(m api.Member, now time.Time) []string {
 	if m.GaveUp {
 		add("recovery has given up, attempts: %d", m.RecoveryAttempts)
 	}
-	if m.GaveUp || m.State == api.MemberFailed {
-		add("when it is mended: kmsd member recover %s", m.Name)
-	}
-	switch m.State {
-	case api.MemberFailed:
-		add("if it has another token now: kmsd member replace %s", m.Name)
-	case api.MemberDraining:
+	told := strings.Contains(m.Reason, "kmsd member ") // the reason says itself what to do
+	switch {
+	case told:
+	case m.State == api.MemberDraining:
 		add("takes nothing new; to end that: kmsd member %s %s", m.Role, m.Name)
+	case m.State == api.MemberFailed:
+		add("when it is mended: kmsd member recover %s", m.Name)
+		add("if it has another token now: kmsd member replace %s", m.Name)
+	case m.GaveUp:
+		add("when it is mended: kmsd member recover %s", m.Name)
 	}
 	if m.Quarantined > 0 {
 		add("copies with another value, in quarantine: %d; kmsd group sync names them", m.Quarantined)

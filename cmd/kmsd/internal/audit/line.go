@@ -52,6 +52,7 @@ func appendRecord(b []byte, r Record) []byte {
 	b = appendText(b, "principal", r.Principal)
 	b = appendText(b, "remote", r.Remote)
 	b = appendText(b, "action", r.Action)
+	b = appendText(b, "operation", r.Operation)
 	b = appendText(b, "group", r.Group)
 	b = appendText(b, "key", r.Key)
 	b = appendNumber(b, "version", int64(r.Version))

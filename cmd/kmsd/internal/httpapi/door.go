@@ -39,6 +39,7 @@ func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 		Time:      time.Now(),
 		RequestID: w.Header().Get(api.RequestIDHeader),
 		Action:    rt.action,
+		Operation: rt.operation,
 		Remote:    r.RemoteAddr,
 	}}
 	// Nothing else is looked at before it is clear who asks.

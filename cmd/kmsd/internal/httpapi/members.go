@@ -85,6 +85,9 @@ func setRole(ctx context.Context, c *call, req api.RoleBody) (api.Member, error)
 	if err != nil {
 		return api.Member{}, err
 	}
+	if req.Role == api.RoleActive || req.Role == api.RoleStandby { // no other text gets into the log
+		c.record.Operation = req.Role
+	}
 	return onMember(c, func(group, member string) (api.Member, error) {
 		return c.service.SetRole(ctx, group, member, req.Role, force)
 	})

@@ -29,13 +29,18 @@ func TestRecordsTellWhatWasDoneToMembers(t *testing.T) {
 		method, path, body string
 		want               httpapi.Record
 	}{
-		{"POST", "/v1/groups/default/members", spare, httpapi.Record{Member: "hsm-b", Outcome: "exists"}},
-		{"DELETE", members + "hsm-a?force=true", "", httpapi.Record{Member: "hsm-a", Force: true, Outcome: "ok"}},
-		{"DELETE", members + "hsm-b", "", httpapi.Record{Member: "hsm-b", Outcome: "state"}},
-		{"POST", members + "hsm-b/drain?force=true", "", httpapi.Record{Member: "hsm-b", Force: true, Outcome: "ok"}},
-		{"PATCH", members + "hsm-b?force=false", `{"role":"active"}`, httpapi.Record{Member: "hsm-b", Outcome: "ok"}},
-		{"POST", "/v1/groups/default/sync", `{"adopt":true}`, httpapi.Record{Adopt: true, Outcome: "ok"}},
-		{"POST", "/v1/groups/default/sync", "", httpapi.Record{Outcome: "ok"}},
+		{"POST", "/v1/groups/default/members", spare, httpapi.Record{Operation: "add", Member: "hsm-b", Outcome: "exists"}},
+		{"DELETE", members + "hsm-a?force=true", "", httpapi.Record{Operation: "remove", Member: "hsm-a", Force: true, Outcome: "ok"}},
+		{"DELETE", members + "hsm-b", "", httpapi.Record{Operation: "remove", Member: "hsm-b", Outcome: "state"}},
+		{"POST", members + "hsm-b/drain?force=true", "", httpapi.Record{Operation: "drain", Member: "hsm-b", Force: true, Outcome: "ok"}},
+		{"PATCH", members + "hsm-b?force=false", `{"role":"active"}`, httpapi.Record{Operation: "active", Member: "hsm-b", Outcome: "ok"}},
+		{"POST", "/v1/groups/default/sync", `{"adopt":true}`, httpapi.Record{Operation: "sync", Adopt: true, Outcome: "ok"}},
+		{"POST", "/v1/groups/default/sync", "", httpapi.Record{Operation: "sync", Outcome: "ok"}},
+		{"PATCH", members + "hsm-b", `{"role":"secret"}`, httpapi.Record{Operation: "role", Member: "hsm-b", Outcome: "bad_request"}},
+		{"POST", members + "hsm-b/recover", "", httpapi.Record{Operation: "recover", Member: "hsm-b", Outcome: "ok"}},
+		{"POST", members + "hsm-b/replace", "", httpapi.Record{Operation: "replace", Member: "hsm-b", Outcome: "ok"}},
+		{"POST", "/v1/groups/default/reinitialize", "", httpapi.Record{Operation: "reinitialize", Outcome: "ok"}},
+		{"POST", "/v1/groups/default/check", "", httpapi.Record{Operation: "check", Outcome: "ok"}},
 		{"POST", "/v1/keys/shop/rotate", `{"allow_degraded":true}`, httpapi.Record{Key: "shop", Version: 2, AllowDegraded: true, Outcome: "ok"}},
 		{"POST", "/v1/keys/shop/rotate", "", httpapi.Record{Key: "shop", Version: 3, Outcome: "ok"}},
 	} {

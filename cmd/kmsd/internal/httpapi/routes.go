@@ -22,9 +22,11 @@ type route struct {
 	pattern string // as in http.ServeMux; {name} is a key
 	action  string // what a policy has to allow
 	summary string // one sentence for the OpenAPI document
-	query   []param
-	subject string // the query parameter that stands for the key's name in policies
-	maxBody int64  // bytes
+
+	operation string // what it does, for the audit log, where the action allows several things
+	query     []param
+	subject   string // the query parameter that stands for the key's name in policies
+	maxBody   int64  // bytes
 
 	hasKey bool             // {name} is in the pattern
 	keyIn  func(any) string // the key's name in the decoded body; nil when it is not there
@@ -82,9 +84,11 @@ func (rt route) upTo(body int64) route     { rt.maxBody = body; return rt }
 func (rt route) bodyOptional() route       { rt.optional = true; return rt }
 func (rt route) takes(p patience) route    { rt.patience = p; return rt }
 
-// aboutMember is a row for what an operator does to members.
-func aboutMember(method, below, summary string) route {
-	return about(method, "/v1/groups/{group}"+below, "group-admin", summary).takes(patient)
+// administer is a row for what an operator does to a group or its members.
+func administer(operation, method, below, summary string) route {
+	rt := about(method, "/v1/groups/{group}"+below, "group-admin", summary).takes(patient)
+	rt.operation = operation
+	return rt
 }
 
 // routes is the table of everything that needs a principal.
@@ -128,15 +132,15 @@ func routes() []*route {
 		on(about(get, "/v1/groups", "group-read", "Show every group and its members."), listGroups),
 		on(about(get, "/v1/groups/{group}", "group-read", "Show a group and its members."), showGroup),
 
-		on(aboutMember(post, "/members", "Take a member into a group; the answer comes when it is in step."), addMember),
-		on(aboutMember(del, "/members/{member}", "Drain a member and forget it; its token keeps its keys.").with(forceParam), removeMember),
-		on(aboutMember(patch, "/members/{member}", "Make a member active or standby, and end a drain.").with(forceParam), setRole),
-		on(aboutMember(post, "/members/{member}/recover", "Try now to bring a lost member back; the answer comes when the attempt has ended."), recoverMember),
-		on(aboutMember(post, "/members/{member}/drain", "Let a member finish what it has and give it nothing new.").with(forceParam), drainMember),
-		on(aboutMember(post, "/members/{member}/replace", "Accept another token under the name of a member, and with a body another HSM.").bodyOptional(), replaceMember),
-		on(aboutMember(post, "/sync", "Compare every member in step with the catalog and mend what differs.").bodyOptional().takes(endless), syncGroup),
-		on(aboutMember(post, "/reinitialize", "Try now to bring back every member that is away, also those given up."), reinitializeGroup),
-		on(aboutMember(post, "/check", "Ask every member whether it still fits the group, with a canary key, and change nothing."), checkGroup),
+		on(administer("add", post, "/members", "Take a member into a group; the answer comes when it is in step."), addMember),
+		on(administer("remove", del, "/members/{member}", "Drain a member and forget it; its token keeps its keys.").with(forceParam), removeMember),
+		on(administer("role", patch, "/members/{member}", "Make a member active or standby, and end a drain.").with(forceParam), setRole),
+		on(administer("recover", post, "/members/{member}/recover", "Try now to bring a lost member back; the answer comes when the attempt has ended."), recoverMember),
+		on(administer("drain", post, "/members/{member}/drain", "Let a member finish what it has and give it nothing new.").with(forceParam), drainMember),
+		on(administer("replace", post, "/members/{member}/replace", "Accept another token under the name of a member, and with a body another HSM.").bodyOptional(), replaceMember),
+		on(administer("sync", post, "/sync", "Compare every member in step with the catalog and mend what differs.").bodyOptional().takes(endless), syncGroup),
+		on(administer("reinitialize", post, "/reinitialize", "Try now to bring back every member that is away, also those given up."), reinitializeGroup),
+		on(administer("check", post, "/check", "Ask every member whether it still fits the group, with a canary key, and change nothing."), checkGroup),
 
 		on(about(get, "/v1/log", "group-read", "Show the last that has happened to groups and members, oldest first.").with(lastParam), showLog),
 		on(events, follow),

@@ -49,6 +49,7 @@ type Record struct {
 	Principal     string // "" when nobody was recognised
 	Remote        string // address of the client, or "unix:UID"
 	Action        string
+	Operation     string // what was done under an action that allows several; "" for the others
 	Group         string
 	Key           string // a well-formed name, or ""
 	Member        string
