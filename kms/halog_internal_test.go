@@ -81,7 +81,7 @@ func TestHALog(t *testing.T) {
 		{"a group that gets worse", api.Event{Type: api.EventGroup, From: "normal", To: "degraded"}, "warn", "group degraded"},
 		{"a group that gets better", api.Event{Type: api.EventGroup, From: "lost", To: "sole"}, "info", "group sole"},
 		{"an attempt that failed", api.Event{Type: api.EventRecovery, To: "failed", CKR: "CKR_DEVICE_ERROR"}, "warn", "recovery failed"},
-		{"a recovery that nobody goes on with", api.Event{Type: api.EventRecovery, To: "gave_up", Alarm: true}, "error", "recovery gave_up"},
+		{"a recovery that nobody goes on with", api.Event{Type: api.EventRecovery, To: "given up", Alarm: true}, "error", "recovery given up"},
 		{"the end of a sync", api.Event{Type: api.EventSync, To: api.SyncDone, Progress: &api.Progress{Done: 9, Total: 9}}, "info", "sync synced"},
 		{"one that was broken off", api.Event{Type: api.EventSync, To: api.SyncBroken, Progress: &api.Progress{Total: 9}}, "warn", "sync broken_off"},
 		{"a copy that is not what it should be", api.Event{Type: api.EventSync, Member: "a", Key: "shop", Cause: "quarantined", Alarm: true}, "error", "sync"},
