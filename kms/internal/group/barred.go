@@ -3,6 +3,8 @@ package group
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"kmsd/kms/api"
@@ -12,6 +14,16 @@ import (
 // bars reports whether the member must not be asked for a key, because its copy is
 // not what it should be.
 func (l *link) bars(id pluginproto.KeyID) bool { return len(l.barred) > 0 && l.barred[id] }
+
+// Bar has a member asked no more for keys, from now until its next admission is over
+// and has decided which. It is for what turns out while the member serves.
+func (g *Group) Bar(name string, ids []pluginproto.KeyID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m := g.byName[name]; m != nil && m.link != nil {
+		m.link.bar(slices.AppendSeq(slices.Clone(ids), maps.Keys(m.link.barred)))
+	}
+}
 
 // quarantined is the refusal of a member to use its copy of a key. It is a member's
 // failure, so whoever gets it may ask another member, and nobody takes it for the

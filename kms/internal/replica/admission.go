@@ -50,6 +50,7 @@ type Admission struct {
 	inStep   func() []Token
 	members  func() int
 	distrust func(member string, why error)
+	bar      func(member string, ids []pluginproto.KeyID)
 	patience time.Duration
 	log      hclog.Logger
 	events   func(api.Event)
@@ -72,6 +73,9 @@ type Config struct {
 	// Distrust takes a member out whose copy turns out to be another key. Nil: nobody
 	// does.
 	Distrust func(member string, why error)
+	// Bar has the copies of a member used no more that turn out to be other keys, while
+	// its admission goes on: it may be in step already. Nil: nobody does.
+	Bar func(member string, ids []pluginproto.KeyID)
 	// Patience is how long a member waits for others that may supply what it lacks.
 	// Zero means 2 s.
 	Patience time.Duration
@@ -89,11 +93,14 @@ func NewAdmission(cfg Config) *Admission {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
+	if cfg.Bar == nil {
+		cfg.Bar = func(string, []pluginproto.KeyID) {}
+	}
 	if cfg.Events == nil {
 		cfg.Events = func(api.Event) {}
 	}
 	return &Admission{
-		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, distrust: cfg.Distrust,
+		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, distrust: cfg.Distrust, bar: cfg.Bar,
 		patience: cfg.Patience, log: cfg.Logger, events: cfg.Events,
 		waiting:  make(map[string]*Sync),
 		found:    make(map[string]Report),
@@ -149,6 +156,9 @@ func (a *Admission) bulk(ctx context.Context, member Token) (err error) {
 	}
 	if err := s.emptied(plan); err != nil {
 		return err
+	}
+	if wrong := s.Compare(plan).Quarantined; len(wrong) > 0 {
+		a.bar(member.Name(), identities(wrong))
 	}
 	a.enrol(member.Name(), s)
 	defer func() { a.tellEnd(member.Name(), s, err) }()
@@ -366,6 +376,14 @@ func (a *Admission) change() <-chan struct{} {
 func (a *Admission) changedLocked() {
 	close(a.observed)
 	a.observed = make(chan struct{})
+}
+
+func identities(wrong []Wrong) []pluginproto.KeyID {
+	ids := make([]pluginproto.KeyID, len(wrong))
+	for i, w := range wrong {
+		ids[i] = w.ID
+	}
+	return ids
 }
 
 // refusals makes one error of many, that names the first few.
