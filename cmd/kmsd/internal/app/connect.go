@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -108,6 +109,18 @@ func (s *session) completeGroups(cmd *cobra.Command, args []string, _ string) ([
 		}
 		return names, err
 	})
+}
+
+// completeGroupFlag is completeGroups for the value of a flag.
+func (s *session) completeGroupFlag(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return s.completeGroups(cmd, nil, prefix)
+}
+
+// completeFlag has the values of a flag completed. The command must have the flag.
+func completeFlag(cmd *cobra.Command, flag string, f cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(fmt.Sprintf("completing a flag of %s: %v", cmd.Name(), err))
+	}
 }
 
 // completeMembers offers those of every group, or of the one that --group names.

@@ -32,6 +32,10 @@ func newGroupLog(s *session) *cobra.Command {
 			return &usageError{msg: fmt.Sprintf("--last is 1 to %d, or 0 for all", api.MaxLog)}
 		}
 		if follow {
+			// A stream that is refused only ends; this says why.
+			if _, err := svc.Log(cmd.Context(), 1); err != nil {
+				return err
+			}
 			return s.follow(cmd.Context(), svc, cmp.Or(last, api.MaxLog))
 		}
 		events, err := svc.Log(cmd.Context(), last)

@@ -18,6 +18,7 @@ func (s *session) onGroup(cmd *cobra.Command, run func(ctx context.Context, svc 
 	var flag string
 	cmd.Flags().StringVar(&flag, "group", "", "the same as GROUP")
 	cmd.ValidArgsFunction = s.completeGroups
+	completeFlag(cmd, "group", s.completeGroupFlag)
 	cmd.Args = usageArgs(cobra.MaximumNArgs(1))
 	return s.connected(cmd, func(cmd *cobra.Command, svc service, args []string) error {
 		name := flag

@@ -54,6 +54,7 @@ func within(ctx context.Context, timeout time.Duration) (context.Context, contex
 func (s *session) onMember(cmd *cobra.Command, f *memberFlags, run func(ctx context.Context, svc service, group, name string) error) *cobra.Command {
 	cmd.Args = oneArg("member NAME")
 	cmd.ValidArgsFunction = s.completeMembers
+	completeFlag(cmd, "group", s.completeGroupFlag)
 	return s.connected(cmd, func(cmd *cobra.Command, svc service, args []string) error {
 		ctx, cancel, err := within(cmd.Context(), f.timeout)
 		if err != nil {

@@ -28,6 +28,7 @@ func (f *specFlags) define(cmd *cobra.Command) {
 	fl.StringVar(&f.spec.PIN.File, "pin-file", "", "file with the PIN, on the host of kmsd; a PIN itself is never sent")
 	fl.BoolVar(&f.spec.Standby, "standby", false, "serve only when no active member is left")
 	fl.StringVar(&f.module, "module", "", "PKCS#11 library, on the host of kmsd; short for --setting module=PATH")
+	completeFlag(cmd, "driver", cobra.FixedCompletions([]string{"softhsm", "luna"}, cobra.ShellCompDirectiveNoFileComp))
 	fl.StringArrayVar(&f.settings, "setting", nil, "setting of the driver, NAME=VALUE; can be given many times")
 }
 
@@ -76,9 +77,11 @@ func newMemberAdd(s *session) *cobra.Command {
 			"into kmsd.yaml, and kmsd told to read it anew.",
 		Example: "  kmsd member add hsm-d --driver softhsm --pin-file /etc/kmsd/hsm-d.pin \\\n" +
 			"      --module /usr/lib/softhsm/libsofthsm2.so --setting token_label=hsm-d",
-		Args: oneArg("member NAME"),
+		Args:              oneArg("member NAME"),
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f.define(cmd, "")
+	completeFlag(cmd, "group", s.completeGroupFlag)
 	cmd.Flags().Lookup("group").Usage = "group that it joins (default: the only one)"
 	sf.define(cmd)
 	return s.connected(cmd, func(cmd *cobra.Command, svc service, args []string) error {
