@@ -5,9 +5,10 @@
 // opposite order. While it runs it is a list of tasks; the first that fails stops
 // all.
 //
-// SIGHUP reads certificates, tokens, policies and the log level anew and reopens
-// the audit log. What cannot be read is logged and leaves the old in force. All else in
-// a configuration needs a restart.
+// SIGHUP reads certificates, tokens, policies and the log level anew, reopens the audit
+// log, and makes the members of the groups those of the file. What cannot be read is
+// logged and leaves the old in force. What else has changed and needs a restart is
+// logged in words.
 package daemon
 
 import (
@@ -86,7 +87,10 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	service, err := kms.Open(ctx, cfg.KMS(store, log))
+	current := newCurrent(cfg)
+	conf := cfg.KMS(store, log)
+	conf.Enlist = current.enlist
+	service, err := kms.Open(ctx, conf)
 	if err != nil && ctx.Err() != nil {
 		return nil // told to stop before it could begin
 	}
@@ -103,7 +107,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &server{opts: opts, log: log, doors: doors, handler: handler, auth: principals, audit: trail}
+	s := &server{opts: opts, log: log, service: service, current: current, doors: doors, handler: handler, auth: principals, audit: trail}
 	if doors.tcp() {
 		if s.certs, err = newCertificates(cfg.TLS); err != nil {
 			return err
@@ -116,6 +120,8 @@ func Run(ctx context.Context, opts Options) (err error) {
 type server struct {
 	opts    Options
 	log     hclog.Logger
+	service *kms.KMS
+	current *current // read by requests while a reload changes it
 	doors   doors
 	handler *httpapi.Handler
 	certs   *certificates // nil without a TCP listener
@@ -186,20 +192,20 @@ func (s *server) reloads(ctx context.Context, hup <-chan os.Signal) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			s.reload()
+			s.reload(ctx)
 		}
 	}
 }
 
-func (s *server) reload() {
+func (s *server) reload(ctx context.Context) {
 	steps := []struct {
 		what string
 		do   func() error
 	}{
-		{"the configuration", s.reloadLevel},
 		{"tokens and policies", s.auth.Reload},
 		{"the audit log", s.audit.Reopen},
 		{"certificates", s.reloadCerts},
+		{"the configuration", func() error { return s.reloadConfig(ctx) }}, // last: it may wait for HSMs
 	}
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -208,15 +214,6 @@ func (s *server) reload() {
 			s.log.Info("read anew", "what", step.what)
 		}
 	}
-}
-
-func (s *server) reloadLevel() error {
-	cfg, err := s.opts.Load()
-	if err != nil {
-		return err
-	}
-	s.log.SetLevel(level(cfg.Log.Level))
-	return nil
 }
 
 func (s *server) reloadCerts() error {

@@ -1,0 +1,93 @@
+package daemon_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kmsd/kms/api"
+)
+
+// names returns the members of the only group, as the API tells them.
+func (r *running) names(t *testing.T) string {
+	t.Helper()
+	st, err := r.client(t).Groups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, m := range st.Groups[0].Members {
+		name := m.Name
+		if m.Role == api.RoleStandby {
+			name += "(standby)"
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, " ")
+}
+
+// edit changes the configuration and has the daemon read it.
+func (r *running) edit(t *testing.T, change func(text string) string) {
+	t.Helper()
+	text, err := os.ReadFile(r.site.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, r.site.Config, change(string(text)))
+	r.log.reset()
+	hangUp(t)
+	r.await(t, `"what":"the configuration"`)
+}
+
+func TestMembersFollowTheFile(t *testing.T) {
+	r := start(t)
+	if got := r.names(t); got != "hsm-a hsm-b" {
+		t.Fatalf("the members are %s", got)
+	}
+	two, err := os.ReadFile(r.site.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third := func(text string) string { // the groups are at its end, and hsm-b is the last in there
+		at := strings.Index(text, "        - name: hsm-b\n")
+		return text + strings.ReplaceAll(text[at:], "hsm-b", "hsm-c")
+	}
+	for _, name := range []string{"hsm-c.pin", "hsm-c.conf"} {
+		write(t, filepath.Join(r.site.Dir, name), "1234\n")
+	}
+	r.edit(t, third)
+	if got := r.names(t); got != "hsm-a hsm-b hsm-c" {
+		t.Errorf("after hsm-c has come into the file the members are %s\n%s", got, r.log)
+	}
+	r.edit(t, func(text string) string { return strings.Replace(text, "name: hsm-c\n", "name: hsm-c\n          standby: true\n", 1) })
+	if got := r.names(t); got != "hsm-a hsm-b hsm-c(standby)" {
+		t.Errorf("after hsm-c has become a standby in the file the members are %s\n%s", got, r.log)
+	}
+	r.edit(t, func(string) string { return string(two) })
+	if got := r.names(t); got != "hsm-a hsm-b" {
+		t.Errorf("after hsm-c has left the file the members are %s\n%s", got, r.log)
+	}
+}
+
+func TestAFileWithFaultsChangesNoMember(t *testing.T) {
+	r := start(t)
+	r.edit(t, func(text string) string {
+		return strings.Replace(strings.Replace(text, "name: hsm-b", "name: hsm-c", 1), "driver_dir:", "driver_directory:", 1)
+	})
+	r.await(t, "the old stays in force")
+	if got := r.names(t); got != "hsm-a hsm-b" {
+		t.Errorf("the members are %s", got)
+	}
+}
+
+func TestWhatNeedsARestartIsSaid(t *testing.T) {
+	r := start(t)
+	r.edit(t, func(text string) string {
+		text = strings.Replace(text, "name: default\n", "name: default\n      min_copies: 1\n      balance: count\n", 1)
+		return strings.Replace(text, "audit.jsonl", "other.jsonl", 1)
+	})
+	for _, want := range []string{"min_copies of group default has changed", "balance of group default has changed", "audit has changed: it needs a restart"} {
+		r.await(t, want)
+	}
+}
