@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -160,15 +161,36 @@ func TestEventsStatusAndMetricsUseTheSameWords(t *testing.T) {
 		}
 	}
 
-	// The log remembers what the stream has said, and the daemon's log has a line of it.
+	// The log of the service remembers it, and kmsd's own log has a line of it.
 	past, err := c.Log(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(past, func(e api.Event) bool {
+	i := slices.IndexFunc(past, func(e api.Event) bool {
 		return e.Type == api.EventMember && e.Member == "hsm-b" && e.To == string(api.MemberProbing) && e.From == string(api.MemberActive)
-	}) {
-		t.Errorf("the log does not remember it: %+v", past)
+	})
+	if i < 0 {
+		t.Fatalf("the log does not remember it: %+v", past)
+	}
+	lines, err := os.ReadFile(s.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for line := range strings.Lines(string(lines)) {
+		var l struct {
+			Module string `json:"@module"`
+			api.Event
+		}
+		if json.Unmarshal([]byte(line), &l) == nil && l.Module == "kmsd.ha" && l.Time.Equal(past[i].Time) && l.Member == "hsm-b" {
+			found = true
+			if l.From != past[i].From || l.To != past[i].To || l.CKR != past[i].CKR || l.Cause != past[i].Cause || l.Group != past[i].Group {
+				t.Errorf("the HA log says %s, the event is %+v", line, past[i])
+			}
+		}
+	}
+	if !found {
+		t.Errorf("the HA log has no line of %+v", past[i])
 	}
 }
 
