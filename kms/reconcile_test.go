@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +16,8 @@ import (
 	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/kms/catalog"
+	"kmsd/kms/catalog/boltcat"
+	"kmsd/kms/catalog/catalogtest"
 	"kmsd/pluginproto"
 )
 
@@ -199,4 +204,242 @@ func (r *rig) identity(name string, version int) pluginproto.KeyID {
 		r.t.Fatal(err)
 	}
 	return id
+}
+
+// W10, W11 and W29 of the Luna group: what a member has missed is remembered by
+// nobody's memory, and a destroyed key does not come back with it.
+func TestWhatAMemberMissedOutlivesAKilledDaemon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3)
+		path := filepath.Join(t.TempDir(), "catalog.db")
+		open := func() (catalog.Store, *catalogtest.Crasher) {
+			store, err := boltcat.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return store, catalogtest.NewCrasher(store, 0)
+		}
+		store, process := open()
+		if err := r.start(process); err != nil {
+			t.Fatal(err)
+		}
+		r.create("doomed")
+		r.create("old")
+		doomed := r.hsms[2].token.Keys()
+		stranger := openAs(t, memdriver.New(memdriver.Options{Token: r.hsms[2].token}))
+		if _, err := stranger.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{1}, Type: pluginproto.AES256}); err != nil {
+			t.Fatal(err)
+		}
+		r.hsms[2].leave()
+		r.wantStates(active, active, down)
+		if key := r.create("new"); fmt.Sprint(key.Versions[0].Copies) != "[hsm-a hsm-b]" {
+			t.Errorf("the answer says that %v hold the key", key.Versions[0].Copies)
+		}
+		if _, err := r.Destroy(t.Context(), "doomed", 0); err != nil {
+			t.Fatal(err)
+		}
+		wrapped := r.wrap("new")
+
+		process.Crash() // nothing of this process is written from here on
+		for _, h := range r.hsms {
+			h.leave()
+		}
+		r.stop()
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+		store, process = open()
+		defer func() {
+			if err := store.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		if err := r.start(process); err != nil {
+			t.Fatal(err)
+		}
+		defer r.stop()
+		for _, h := range r.hsms {
+			h.come()
+		}
+		first := make(chan error, 1)
+		r.hsms[2].step = func(h *hsm) { // the last step before it is admitted
+			if r.Status().Groups[0].Members[2].State == active {
+				select {
+				case first <- fmt.Errorf("hsm-c serves and is still being changed"):
+				default:
+				}
+			}
+		}
+		r.wantStates(active, active, active)
+		r.wantUnwrapOn(r.hsms[2], "new", wrapped)
+		left := r.hsms[2].token.Keys()
+		if len(left) != 3 || left[0] != (pluginproto.KeyID{1}) {
+			t.Errorf("hsm-c holds %v, want old, new and the stranger's", left)
+		}
+		gone := 0
+		for _, id := range doomed {
+			if !slices.Contains(left, id) {
+				gone++
+			}
+		}
+		if gone != 1 {
+			t.Errorf("%d of %d keys are gone, want the destroyed one", gone, len(doomed))
+		}
+		select {
+		case err := <-first:
+			t.Error(err)
+		default:
+		}
+	})
+}
+
+func TestEmptiedTokenIsFailedUntilItsKeysAreBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		r.create("shop")
+		wrapped := r.wrap("shop")
+		h := r.hsms[1]
+		h.leave()
+		r.wantStates(active, down, active)
+		right := h.token
+		h.mu.Lock()
+		h.token = memdriver.NewToken(h.name)
+		h.mu.Unlock()
+		h.come()
+		r.wantStates(active, failed, active)
+		reason := r.Status().Groups[0].Members[1].Reason
+		if !strings.Contains(reason, "holds none of its 1 keys any more") || !strings.Contains(reason, "kmsd member replace hsm-b") {
+			t.Errorf("the reason is %q", reason)
+		}
+		<-time.After(10 * time.Minute)
+		r.wantStates(active, failed, active)
+		if n := len(h.token.Keys()); n != 0 {
+			t.Errorf("%d keys were put on it", n)
+		}
+		h.mu.Lock()
+		h.token = right
+		h.mu.Unlock()
+		r.wantStates(active, active, active) // at the interval, without anybody's help
+		r.wantUnwrapOn(h, "shop", wrapped)
+	})
+}
+
+// W13: objects are known by identity. A label is for people; ours is set right, and a
+// stranger's with the same one changes nothing.
+func TestLabelsNameNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		r.create("shop")
+		wrapped := r.wrap("shop")
+		id := r.identity("shop", 1)
+		r.hsms[1].leave()
+		r.wantStates(active, down, active)
+		stranger := openAs(t, memdriver.New(memdriver.Options{Token: r.hsms[1].token}))
+		label := "till/7"
+		if err := stranger.SetAttributes(t.Context(), id, pluginproto.Attributes{Label: &label}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stranger.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{1}, Type: pluginproto.AES256, Label: "shop/1"}); err != nil {
+			t.Fatal(err)
+		}
+		stop := r.listen()
+		r.hsms[1].come()
+		r.wantStates(active, active, active)
+		told := 0
+		for _, e := range stop() {
+			if e.Type == api.EventSync && strings.Contains(e.Cause, "1 keys that nobody here knows") {
+				told++
+			}
+		}
+		if told != 1 {
+			t.Errorf("the unknown object was told %d times", told)
+		}
+		r.wantUnwrapOn(r.hsms[1], "shop", wrapped)
+		if o, err := stranger.Inspect(t.Context(), id); err != nil || o.Label != "shop/1" {
+			t.Errorf("the label is %q, %v", o.Label, err)
+		}
+		if m := r.Status().Groups[0].Members[1]; m.Foreign != 1 || m.Keys != 1 { // W31: what came around kmsd is seen
+			t.Errorf("hsm-b: %d foreign, %d keys", m.Foreign, m.Keys)
+		}
+	})
+}
+
+// W19: after the loss of all, the catalog says what is current, whoever comes first.
+func TestCatalogJudgesAfterTheLossOfAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2)
+		r.group.MinCopies = 1
+		r.mustStart()
+		defer r.stop()
+		r.create("shop")
+		r.create("doomed")
+		old := r.wrap("shop")
+		r.hsms[0].leave()
+		r.wantStates(down, active)
+		if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Destroy(t.Context(), "doomed", 0); err != nil {
+			t.Fatal(err)
+		}
+		current := r.wrap("shop")
+		r.hsms[1].leave()
+		r.wantStates(down, down)
+
+		r.hsms[0].come() // the stale one
+		r.wantStates(active, down)
+		if n := len(r.hsms[0].token.Keys()); n != 1 {
+			t.Errorf("hsm-a holds %d keys, want the old version only", n)
+		}
+		r.wantUnwrap("shop", old)
+		_, err := r.Unwrap(t.Context(), "shop", current, []byte("aad"))
+		wantError(t, err, kms.ErrUnavailable, "")
+		r.hsms[1].come()
+		r.wantStates(active, active)
+		r.wantConsistent()
+		r.hsms[1].leave()
+		r.wantStates(active, down)
+		r.wantUnwrap("shop", current)
+	})
+}
+
+// W40: whoever changes a key, through whichever member, changes it after the one before.
+func TestManyWhoChangeOneKeyNeverDisagree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const writers, rounds = 4, 5
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		r.create("shop")
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for n := range rounds {
+					if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+						t.Errorf("rotating: %v", err)
+					}
+					if w == 0 {
+						r.hsms[n%3].leave() // another member each time, also the primary
+						<-time.After(100 * time.Millisecond)
+						r.hsms[n%3].come()
+						<-time.After(3 * time.Second)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		r.wantStates(active, active, active)
+		r.wantConsistent()
+		r.wantVerified("shop")
+		key, err := r.Key(t.Context(), "shop")
+		if err != nil || len(key.Versions) != 1+writers*rounds {
+			t.Fatalf("%d versions, %v", len(key.Versions), err)
+		}
+		for i, v := range key.Versions {
+			if v.Number != i+1 {
+				t.Errorf("version %d has the number %d", i+1, v.Number)
+			}
+		}
+	})
 }
