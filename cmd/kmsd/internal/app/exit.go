@@ -72,7 +72,11 @@ answers: {"error":{"code":…,"message":…,"retryable":…}}.
 const afterDev = "after kmsd dev: . .kmsd/env.sh"
 
 // inFlags says how to do what a server's hint calls by its name in Go and HTTP.
-var inFlags = strings.NewReplacer("force it", "force it (--force)", "allow_degraded", "--allow-degraded")
+var inFlags = strings.NewReplacer(
+	"force it", "force it (--force)",
+	"allow_degraded", "--allow-degraded",
+	"made degraded", "made degraded (--allow-degraded)",
+)
 
 // printError writes an error once, for a person or for a program.
 func (s *session) printError(cmd *cobra.Command, err error) {

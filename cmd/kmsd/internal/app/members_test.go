@@ -90,3 +90,12 @@ func (m *members) AddMember(_ context.Context, _ string, spec api.MemberSpec) (a
 	e.Member = spec.Name
 	return api.Member{}, e
 }
+
+func (m *members) CreateMasterKey(ctx context.Context, name string, opts api.KeyOptions) (api.Key, error) {
+	if name == "lonely" && !opts.AllowDegraded {
+		e := api.NewError(api.CodeInsufficientCopies, "key lonely needs 3 copies, but only hsm-a and hsm-b could take one", nil)
+		e.Hint = "wait for the other members to recover, or allow the key to be made degraded"
+		return api.Key{}, e
+	}
+	return m.Memory.CreateMasterKey(ctx, name, opts)
+}
