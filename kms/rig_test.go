@@ -127,6 +127,8 @@ type rig struct {
 	hsms  []*hsm
 	group kms.GroupConfig
 	log   *bytes.Buffer
+	// enlist is the service's; nil: nobody joins at run time.
+	enlist func(string, api.MemberSpec) (kms.MemberConfig, error)
 	*kms.KMS
 }
 
@@ -158,7 +160,7 @@ func (r *rig) start(store catalog.Store) error {
 		store = r.disk.Reopen()
 	}
 	k, err := kms.Open(r.t.Context(), kms.Config{
-		Catalog: store, Groups: []kms.GroupConfig{r.group},
+		Catalog: store, Groups: []kms.GroupConfig{r.group}, Enlist: r.enlist,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug}),
 	})
 	r.KMS = k
