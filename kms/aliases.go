@@ -32,6 +32,19 @@ type (
 	Error          = api.Error
 )
 
+// The words of who operates groups and their members.
+type (
+	Admin         = api.Admin
+	RotateOptions = api.RotateOptions
+	Group         = api.Group
+	Member        = api.Member
+	MemberSpec    = api.MemberSpec
+	PINSource     = api.PINSource
+	SyncOptions   = api.SyncOptions
+	SyncReport    = api.SyncReport
+	GroupCheck    = api.GroupCheck
+)
+
 // The states of a key and of a version.
 const (
 	StateEnabled          = api.StateEnabled

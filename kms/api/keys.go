@@ -1,7 +1,7 @@
 // Package api answers: which words do both ends of kmsd share?
 //
-// It holds the types of the HTTP API v1, the closed set of errors and [Service],
-// the interface that package kms implements over a group of HSMs and package
+// It holds the types of the HTTP API v1, the closed set of errors, and [Service] and
+// [Admin], the interfaces that package kms implements over groups of HSMs and package
 // client implements over HTTP. Every type is plain data with its JSON names;
 // []byte is standard base64 in JSON. Package kms has aliases for what a Go
 // program needs, so most programs import only kms or kms/client.

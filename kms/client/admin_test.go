@@ -158,3 +158,24 @@ func TestEventsAfterAsksForThePastOnce(t *testing.T) {
 		t.Errorf("asked for %s", got)
 	}
 }
+
+// An HSM joins while the group serves. It may take a while: every key is cloned to it.
+func ExampleClient_AddMember() {
+	c, err := client.New("unix:///run/kmsd/kmsd.sock", client.Options{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	member, err := c.AddMember(ctx, "default", api.MemberSpec{
+		Name: "hsm-d", Driver: "softhsm", PIN: api.PINSource{File: "/etc/kmsd/hsm-d.pin"},
+		Settings: map[string]string{"token_label": "hsm-d"},
+	})
+	if err != nil {
+		fmt.Println(err) // says what differs; the group is as it was
+		return
+	}
+	fmt.Println(member.Name, member.State, member.Keys)
+}

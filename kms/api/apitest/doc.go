@@ -1,5 +1,6 @@
-// Package apitest answers: does this service keep the promises of api.Service?
+// Package apitest answers: does this service keep the promises of api.Service and
+// api.Admin?
 //
-// [Run] is those promises as tests. The service over HSMs, the client over HTTP and
+// [Run] and [RunAdmin] are those promises as tests. The service over HSMs, the client over HTTP and
 // [Memory] pass the same ones, so that a program may take any of them.
 package apitest

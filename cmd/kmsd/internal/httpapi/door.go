@@ -21,8 +21,9 @@ type call struct {
 	caller  Caller
 	request *http.Request // for path values
 	params  params
-	counted bool   // of a stranger, and not written down by itself
-	record  Record // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt
+	counted bool             // of a stranger, and not written down by itself
+	failed  map[api.Code]int // :: code → items of a batch that failed with it; nil: none
+	record  Record           // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt
 }
 
 // key is the name in the path, checked.
@@ -81,7 +82,7 @@ func (h *Handler) deadline(rt *route, r *http.Request) (context.Context, context
 		case err != nil || d <= 0:
 			return r.Context(), func() {}, badRequest("header " + api.TimeoutHeader + " wants a duration like 5s")
 		case rt.patience != hurried:
-			timeout = d
+			timeout = min(forever, d)
 		default:
 			timeout = min(timeout, d)
 		}
