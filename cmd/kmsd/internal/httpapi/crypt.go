@@ -101,8 +101,10 @@ func (c *call) many(ctx context.Context, op api.Op, items []api.Item) (api.Resul
 	}
 	for i := range results {
 		if results[i].Error != nil {
+			e := errorFor(results[i].Error, c.record.RequestID)
+			results[i].Error = e
 			c.record.Failed++
-			results[i].Error = errorFor(results[i].Error, c.record.RequestID)
+			c.countFailed(e.Code)
 		}
 	}
 	return api.ResultsBody{Items: results}, nil

@@ -59,9 +59,10 @@ type Config struct {
 	Logger  hclog.Logger // nil means silence
 
 	// Observe is told of every request when its answer is certain: the action of its
-	// route, "ok" or the code of its error, the items of its batch (0 when it was none),
-	// and its time. It is on the path of every request, so it has to be quick. Nil: nobody counts.
-	Observe func(action, outcome string, items int, took time.Duration)
+	// route, "ok" or the code of its error, the items of its batch (0 when it was none)
+	// and how many of them failed with which code, and its time. It is on the path of
+	// every request, so it has to be quick. Nil: nobody counts.
+	Observe func(action, outcome string, items int, failed map[api.Code]int, took time.Duration)
 	// Metrics returns what /metrics shows, in the text format of Prometheus 0.0.4, from
 	// memory. Nil: there is no such route.
 	Metrics func() ([]byte, error)
@@ -95,7 +96,7 @@ func New(cfg Config) (*Handler, error) {
 		cfg.Logger = hclog.NewNullLogger()
 	}
 	if cfg.Observe == nil {
-		cfg.Observe = func(string, string, int, time.Duration) {}
+		cfg.Observe = func(string, string, int, map[api.Code]int, time.Duration) {}
 	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 15 * time.Second
@@ -195,7 +196,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		e := api.NewError(api.CodeRateLimited, "too many requests are being served", nil)
 		e.RetryAfterMS = 100
-		h.cfg.Observe(crowded, string(e.Code), 0, 0)
+		h.cfg.Observe(crowded, string(e.Code), 0, nil, 0)
 		h.refuse(w, e)
 		return
 	}

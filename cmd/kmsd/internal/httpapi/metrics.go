@@ -24,8 +24,16 @@ func (h *Handler) finish(ctx context.Context, c *call, err error) *api.Error {
 	if e != nil {
 		outcome = string(e.Code)
 	}
-	h.cfg.Observe(c.record.Action, outcome, c.record.Items, time.Since(c.record.Time))
+	h.cfg.Observe(c.record.Action, outcome, c.record.Items, c.failed, time.Since(c.record.Time))
 	return e
+}
+
+// countFailed counts an item that failed in a batch that did not.
+func (c *call) countFailed(code api.Code) {
+	if c.failed == nil {
+		c.failed = make(map[api.Code]int)
+	}
+	c.failed[code]++
 }
 
 // exposition is the answer of /metrics. It is text, and no JSON.

@@ -37,33 +37,34 @@ func TestMetricsNeedNoPrincipal(t *testing.T) {
 // observed is what Observe was told.
 type observed struct {
 	action, outcome string
-	items           int
+	items, corrupt  int
 }
 
 func TestEveryAnswerIsCounted(t *testing.T) {
 	var mu sync.Mutex // guards got
 	var got []observed
 	k := start(t, new(apitest.Memory), func(c *httpapi.Config) {
-		c.Observe = func(action, outcome string, items int, took time.Duration) {
+		c.Observe = func(action, outcome string, items int, failed map[api.Code]int, took time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
 			if took <= 0 {
 				t.Errorf("%s took %v", action, took)
 			}
-			got = append(got, observed{action, outcome, items})
+			got = append(got, observed{action, outcome, items, failed[api.CodeCorrupt]})
 		}
 	})
 	k.ask(t, "POST", "/v1/keys", adminToken, `{"name":"shop-db"}`)
 	k.ask(t, "POST", "/v1/keys/shop-db/wrap", adminToken, `{"plaintext":"YWJj"}`)
 	k.ask(t, "POST", "/v1/keys/shop-db/wrap", adminToken, `{"items":[{"plaintext":"YWJj"},{"plaintext":"ZGVm"}]}`)
+	k.ask(t, "POST", "/v1/keys/shop-db/unwrap", adminToken, `{"items":[{"wrapped":"YWJj"},{"wrapped":"ZGVm"},{"wrapped":"Z2hp"}]}`)
 	k.ask(t, "POST", "/v1/keys/shop-db/wrap", nobodyToken, `{"plaintext":"YWJj"}`)
 	k.ask(t, "POST", "/v1/keys/shop-db/wrap", "no such token", `{"plaintext":"YWJj"}`)
 	k.ask(t, "GET", "/v1/groups/no-such-group", adminToken, "")
 	k.audit.setBroken(true)
 	k.ask(t, "GET", "/v1/groups", adminToken, "")
 	want := []observed{
-		{"create", "ok", 0}, {"wrap", "ok", 0}, {"wrap", "ok", 2}, {"wrap", "denied", 0},
-		{"wrap", "unauthenticated", 0}, {"group-read", "not_found", 0}, {"group-read", "internal", 0},
+		{"create", "ok", 0, 0}, {"wrap", "ok", 0, 0}, {"wrap", "ok", 2, 0}, {"unwrap", "ok", 3, 3}, {"wrap", "denied", 0, 0},
+		{"wrap", "unauthenticated", 0, 0}, {"group-read", "not_found", 0, 0}, {"group-read", "internal", 0, 0},
 	}
 	mu.Lock()
 	defer mu.Unlock()

@@ -65,11 +65,12 @@ func New(source Source, version string) *Metrics {
 	return m
 }
 
-// Observe counts a request that has been answered: the action of its route, "ok" or the code of
-// its error, how many items its batch had (0 when it was none), and how long it took.
-// Operations and outcomes have to be of a small fixed set.
-func (m *Metrics) Observe(operation, outcome string, items int, took time.Duration) {
-	m.requests.observe(operation, outcome, items, took)
+// Observe counts a request that has been answered: the action of its route, "ok" or the
+// code of its error, how many items its batch had (0 when it was none), how many of them
+// failed with which code although the request did not, and how long it took. Operations
+// and outcomes have to be of a small fixed set. failed is only read.
+func (m *Metrics) Observe(operation, outcome string, items int, failed map[api.Code]int, took time.Duration) {
+	m.requests.observe(operation, outcome, items, failed, took)
 }
 
 // Text returns all metrics as [ContentType] says, at most 250 ms old. The caller must

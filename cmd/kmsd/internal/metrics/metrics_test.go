@@ -104,9 +104,9 @@ func values(f *dto.MetricFamily) map[string]float64 {
 
 func TestMetricsSayWhatStatusSays(t *testing.T) {
 	m := metrics.New(example(), "v1.2.3")
-	m.Observe("wrap", "ok", 0, 3*time.Millisecond)
-	m.Observe("wrap", "ok", 10, 5*time.Millisecond)
-	m.Observe("wrap", "group_lost", 0, time.Microsecond)
+	m.Observe("wrap", "ok", 0, nil, 3*time.Millisecond)
+	m.Observe("wrap", "ok", 10, map[api.Code]int{api.CodeGroupLost: 2, api.CodeDeadline: 1}, 5*time.Millisecond)
+	m.Observe("wrap", "group_lost", 0, nil, time.Microsecond)
 	got := scrape(t, m)
 	for _, c := range []struct {
 		metric, labels string
@@ -142,7 +142,9 @@ func TestMetricsSayWhatStatusSays(t *testing.T) {
 		{"kmsd_member_sync_left_seconds", "default,hsm-b", 20},
 		{"kmsd_requests_total", "wrap,ok", 2},
 		{"kmsd_requests_total", "wrap,group_lost", 1},
-		{"kmsd_request_items_total", "wrap", 12},
+		{"kmsd_request_items_total", "wrap,ok", 8},
+		{"kmsd_request_items_total", "wrap,group_lost", 3},
+		{"kmsd_request_items_total", "wrap,deadline", 1},
 		{"kmsd_request_duration_seconds", "wrap", 0.008001},
 	} {
 		if v, ok := values(got[c.metric])[c.labels]; !ok || v != c.want {
@@ -172,7 +174,7 @@ func TestBucketsOfALatencyAreCumulative(t *testing.T) {
 // Names are a promise to those who have written alerts with them.
 func TestNamesAreTheGoldenOnes(t *testing.T) {
 	m := metrics.New(example(), "v1.2.3")
-	m.Observe("wrap", "ok", 1, time.Millisecond)
+	m.Observe("wrap", "ok", 1, nil, time.Millisecond)
 	var got strings.Builder
 	families := scrape(t, m)
 	for _, name := range slices.Sorted(maps.Keys(families)) {
@@ -203,7 +205,7 @@ func TestNamesAreTheGoldenOnes(t *testing.T) {
 
 func TestPrometheusFindsNothingToComplainOf(t *testing.T) {
 	m := metrics.New(example(), "v1.2.3")
-	m.Observe("wrap", "ok", 1, time.Millisecond)
+	m.Observe("wrap", "ok", 1, nil, time.Millisecond)
 	text, err := m.Text()
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +257,7 @@ func TestSeriesAreThoseOfGroupsAndMembers(t *testing.T) {
 	}
 	m := metrics.New(s, "")
 	for i := range 10_000 {
-		m.Observe("wrap", "ok", 1, time.Duration(i)*time.Microsecond)
+		m.Observe("wrap", "ok", 1, nil, time.Duration(i)*time.Microsecond)
 	}
 	n := 0
 	for name, f := range scrape(t, m) {
@@ -273,7 +275,7 @@ func BenchmarkObserve(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			m.Observe("wrap", "ok", 1, 300*time.Microsecond)
+			m.Observe("wrap", "ok", 1, nil, 300*time.Microsecond)
 		}
 	})
 }

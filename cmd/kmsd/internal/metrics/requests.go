@@ -39,8 +39,8 @@ func newRequests() *requests {
 		}, []string{"operation", "outcome"}),
 		items: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "kmsd_request_items_total",
-			Help: "What those requests asked for: the items of a batch, else one each.",
-		}, operation),
+			Help: "What those requests asked for, the items of a batch or else one each, by \"ok\" or the code of its error.",
+		}, []string{"operation", "outcome"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kmsd_request_duration_seconds",
 			Help:    "From the header of a request to its answer, the record in the audit log included.",
@@ -53,15 +53,23 @@ func newRequests() *requests {
 
 func (r *requests) register(to prometheus.Registerer) { to.MustRegister(r.total, r.items, r.duration) }
 
-func (r *requests) observe(operation, code string, items int, took time.Duration) {
-	o := outcome{operation, code}
-	c, ok := (*r.known.Load())[o]
-	if !ok {
-		c = r.meet(o)
+func (r *requests) observe(operation, code string, items int, failed map[api.Code]int, took time.Duration) {
+	items = max(items, 1)
+	for code, n := range failed {
+		r.of(outcome{operation, string(code)}).items.Add(float64(n))
+		items -= n
 	}
+	c := r.of(outcome{operation, code})
 	c.total.Inc()
-	c.items.Add(float64(max(items, 1)))
+	c.items.Add(float64(items))
 	c.duration.Observe(took.Seconds())
+}
+
+func (r *requests) of(o outcome) counters {
+	if c, ok := (*r.known.Load())[o]; ok {
+		return c
+	}
+	return r.meet(o)
 }
 
 // meet makes the counters of an outcome that is seen for the first time.
@@ -70,7 +78,7 @@ func (r *requests) meet(o outcome) counters {
 	defer r.mu.Unlock()
 	c := counters{
 		total:    r.total.WithLabelValues(o.operation, o.code),
-		items:    r.items.WithLabelValues(o.operation),
+		items:    r.items.WithLabelValues(o.operation, o.code),
 		duration: r.duration.WithLabelValues(o.operation),
 	}
 	next := maps.Clone(*r.known.Load())
