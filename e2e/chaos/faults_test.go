@@ -213,20 +213,8 @@ func tokenRemoved(ctx context.Context, s *site, step chaos.Step) error {
 // compare the members with the catalog.
 func objectDeleted(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	d, end, err := s.open(ctx, h)
-	if err != nil {
-		return err
-	}
-	objects, err := d.List(ctx)
-	if err == nil && len(objects) > 0 {
-		slices.SortFunc(objects, func(a, b pluginproto.Object) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-		err = d.Destroy(ctx, objects[step.After%len(objects)].ID)
-		if pluginproto.ClassOf(err) == pluginproto.ClassNotFound {
-			err = nil // kmsd was faster
-		}
-	}
-	end()
-	if err != nil {
+	// It may meet kmsd at work on the same token, which two programs should not do.
+	if err := devserver.Poll(ctx, func() error { return s.deleteObject(ctx, h, step.After) }); err != nil {
 		return err
 	}
 	pause(ctx, step.Hold)
@@ -236,8 +224,23 @@ func objectDeleted(ctx context.Context, s *site, step chaos.Step) error {
 	}); err != nil {
 		return err
 	}
-	_, err = s.whole(ctx, h, 0)
+	_, err := s.whole(ctx, h, 0)
 	return err
+}
+
+// deleteObject destroys one of the keys on a token.
+func (s *site) deleteObject(ctx context.Context, h *hsm, choice int) error {
+	d, end, err := s.open(ctx, h)
+	if err != nil {
+		return err
+	}
+	defer end()
+	objects, err := d.List(ctx)
+	if err != nil || len(objects) == 0 {
+		return err
+	}
+	slices.SortFunc(objects, func(a, b pluginproto.Object) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return d.Destroy(ctx, objects[choice%len(objects)].ID)
 }
 
 func tokenDiskFull(ctx context.Context, s *site, step chaos.Step) error {
