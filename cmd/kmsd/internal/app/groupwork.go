@@ -137,8 +137,12 @@ func writeForeign(w io.Writer, r api.SyncReport, adopted bool) error {
 	if !found {
 		return nil
 	}
-	fmt.Fprintln(w, "\nobjects that nobody here knows; they were left alone. kmsd group sync --adopt makes master keys of\n"+
-		"them where that is possible; what another program put there is that program's:")
+	head := "objects that nobody here knows; they were left alone. kmsd group sync --adopt makes master keys of\n" +
+		"them where that is possible; what another program put there is that program's:"
+	if adopted {
+		head = "objects that could not be adopted; they were left alone:"
+	}
+	fmt.Fprintf(w, "\n%s\n", head)
 	return t.writeTo(w)
 }
 
