@@ -44,6 +44,7 @@ func (k *KMS) newGroup(cfg GroupConfig, seats []seat) (*keyGroup, error) {
 		InStep:   func() []replica.Token { return tokens(g.InStep()) },
 		Members:  func() int { return len(g.Names()) },
 		Distrust: func(member string, why error) { g.Distrust(member, why) },
+		Bar:      func(member string, ids []pluginproto.KeyID) { g.Bar(member, ids) },
 		Logger:   log,
 		Events: func(e api.Event) {
 			e.Group = cfg.Name
