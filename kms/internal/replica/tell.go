@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -17,7 +18,7 @@ const namedAlarms = 10
 func (a *Admission) tellProgress(member string, p api.Progress) {
 	a.events(api.Event{
 		Type: api.EventSync, Member: member, To: api.SyncUnderWay, Progress: &p,
-		Cause: fmt.Sprintf("%d of %d done, %.0f per second, %v left", p.Done, p.Total, p.Rate, p.Left),
+		Cause: fmt.Sprintf("%d of %d done, %.0f per second, %v left", p.Done, p.Total, p.Rate, time.Duration(p.Left)),
 	})
 }
 
