@@ -35,7 +35,7 @@ var (
 	memberRoundTrip   = ofMember("round_trip_timestamp_seconds", "When a wrap and unwrap last succeeded on the member, Unix time; 0: never yet.")
 	memberInFlight    = ofMember("in_flight", "Commands that the member has been given and has not answered.")
 	memberCommands    = ofMember("commands_total", "Commands that the member has been given.")
-	memberErrors      = ofMember("errors_total", "Commands that have failed because of the member.")
+	memberErrors      = ofMember("errors_total", "Commands and key operations that the member has failed, a key that it lacks included.")
 	memberDuration    = ofMember("command_duration_seconds", "From giving the member a command to its answer.")
 	memberKeys        = ofMember("keys", "Key versions that are known to be on the member.")
 	memberMissing     = ofMember("keys_missing", "Key versions that should be on the member and are not.")
