@@ -47,6 +47,10 @@ func (k *KMS) addMember(ctx context.Context, g *keyGroup, spec api.MemberSpec) e
 	if err != nil {
 		return err
 	}
+	before, err := k.record(ctx, g, s.name)
+	if err != nil {
+		return err
+	}
 	g.table.put(s)
 	g.table.swap(s.name, true) // of an earlier member of that name something may be known
 	err = g.Add(ctx, k.memberConfig(g, s))
@@ -56,7 +60,40 @@ func (k *KMS) addMember(ctx context.Context, g *keyGroup, spec api.MemberSpec) e
 	}
 	undo, cancel := cleanup(ctx)
 	defer cancel()
-	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.dismiss(undo, g, s))
+	g.table.remove(s.name)
+	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.forgetMember(undo, g, s.name), k.restore(undo, g, s.name, before))
+}
+
+// record returns what is remembered of a member, nil when that is nothing.
+func (k *KMS) record(ctx context.Context, g *keyGroup, member string) (*catalog.Member, error) {
+	rec, err := k.catalog.Member(ctx, g.name, member)
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return &rec, nil
+}
+
+// restore takes back what was written down of a member in an attempt that failed.
+func (k *KMS) restore(ctx context.Context, g *keyGroup, member string, before *catalog.Member) error {
+	now, err := k.record(ctx, g, member)
+	switch {
+	case err != nil:
+		return err
+	case before == nil:
+		return k.catalog.ForgetMember(ctx, g.name, member)
+	case now != nil && now.Rev == before.Rev:
+		return nil
+	}
+	_, err = k.catalog.UpdateMember(ctx, g.name, member, func(rec *catalog.Member) error {
+		rev := rec.Rev
+		*rec = *before
+		rec.Rev = rev
+		return nil
+	})
+	return err
 }
 
 // seatFor is the place of a member that is described at run time, when that
@@ -214,22 +251,26 @@ func (k *KMS) ReplaceMember(ctx context.Context, groupName, member string, spec 
 // replace gives a member another seat, and takes the old one back when the member
 // does not pass with the new. The new one is written down when it is admitted.
 func (k *KMS) replace(ctx context.Context, g *keyGroup, old, next seat) error {
+	before, err := k.record(ctx, g, next.name)
+	if err != nil {
+		return err
+	}
 	g.table.put(next)
 	g.table.swap(next.name, true)
-	err := g.Group.Replace(ctx, k.memberConfig(g, next))
+	err = g.Group.Replace(ctx, k.memberConfig(g, next))
 	g.table.swap(next.name, false)
+	err = memberFailed("replacing member "+next.name, next.name, err)
 	undo, cancel := cleanup(ctx)
 	defer cancel()
-	if err == nil {
+	if err == nil || next.spec == old.spec { // the same HSM is tried again as any that is away
 		if old.drained {
-			err = k.remember(undo, g, next, func(rec *catalog.Member) { rec.Drained = false })
+			err = errors.Join(err, k.remember(undo, g, next, func(rec *catalog.Member) { rec.Drained = false }))
 		}
 		return err
 	}
-	err = memberFailed("replacing member "+next.name, next.name, err)
 	g.table.put(old)
-	if next.spec == old.spec {
-		return err // the same HSM: it is tried again as any that is away
+	if restored := k.restore(undo, g, old.name, before); restored != nil {
+		k.log.Warn("what was remembered of a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", restored)
 	}
 	if back := g.Group.Replace(undo, k.memberConfig(g, old)); back != nil {
 		k.log.Warn("a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", back)

@@ -21,9 +21,6 @@ type seat struct {
 	entry string
 }
 
-// inFile reports whether the configuration has the member.
-func (s seat) inFile() bool { return s.entry != "" }
-
 // roster is who belongs to a group.
 type roster struct {
 	seats []seat // those of the configuration in its order, then the others by name

@@ -1,0 +1,120 @@
+package kms_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"kmsd/kms"
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+// disguised is a driver whose token says something else of itself.
+type disguised struct {
+	pluginproto.Driver
+	change func(*pluginproto.TokenInfo)
+}
+
+func (d *disguised) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginproto.TokenInfo, error) {
+	info, err := d.Driver.Open(ctx, req)
+	d.change(&info)
+	return info, err
+}
+
+func TestTheJoinCheckNamesTheDifference(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		change  func(*pluginproto.TokenInfo)
+		refused string // "" means that it joins
+		warning string
+	}{
+		{"another kind of driver is refused", func(i *pluginproto.TokenInfo) { i.Driver = "luna 10.9" }, `its driver is "luna 10.9" and that of member hsm-a is "memory 1.0"`, ""},
+		{"another cloning domain is refused", func(i *pluginproto.TokenInfo) { i.DomainCheck = []byte("other") }, "both need the same domain secret", ""},
+		{"the token of another member is refused", func(i *pluginproto.TokenInfo) { i.Label, i.Serial = "hsm-b", "mem-hsm-b" }, "is that of member hsm-b", ""},
+		{"another firmware is a warning, for upgrades go member by member", func(i *pluginproto.TokenInfo) { i.Firmware = "1.1" }, "", "its firmware is 1.1, that of member hsm-a is 1.0"},
+		{"another version of the driver is a warning", func(i *pluginproto.TokenInfo) { i.Driver = "memory 1.1" }, "", "its driver is memory 1.1"},
+		{"another model is a warning", func(i *pluginproto.TokenInfo) { i.Model = "memory 2" }, "", "its model is memory 2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newReserve(t, 2, "hsm-x")
+				plain := r.enlist
+				r.enlist = func(group string, spec api.MemberSpec) (kms.MemberConfig, error) {
+					m, err := plain(group, spec)
+					open := m.Open
+					m.Open = func(ctx context.Context) (pluginproto.Driver, error) {
+						d, err := open(ctx)
+						return &disguised{d, c.change}, err
+					}
+					return m, err
+				}
+				r.mustStart()
+				defer func() { r.stop() }()
+				r.create("shop")
+				_, err := r.AddMember(t.Context(), "", r.spec("hsm-x", "hsm-x"))
+				if c.refused != "" {
+					wantError(t, err, api.ErrMemberFailed, c.refused)
+					r.wantMembers("hsm-a hsm-b")
+					if n := len(r.spare["hsm-x"].token.Keys()); n > 0 {
+						t.Errorf("%d keys were left on it", n)
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				events, err := r.Log(t.Context(), 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var causes []string
+				for _, e := range events {
+					causes = append(causes, e.Cause)
+				}
+				if !strings.Contains(strings.Join(causes, "\n"), "warning: "+c.warning) {
+					t.Errorf("no event says %q", c.warning)
+				}
+			})
+		})
+	}
+}
+
+func TestAGroupHasAtMost32Members(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 31, "hsm-x1", "hsm-x2")
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.add("hsm-x1")
+		_, err := r.AddMember(t.Context(), "", r.spec("hsm-x2", "hsm-x2"))
+		wantError(t, err, api.ErrState, "has 32 members, which is the most")
+	})
+}
+
+// A domain secret that was exchanged under the members is found out by each of them.
+func TestATokenOfAnotherDomainIsFailedUntilItIsAccepted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2)
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.create("shop")
+		wrapped := r.wrap("shop")
+		r.stop()
+		good := r.group.Domain
+		r.group.Domain = func(context.Context) ([]byte, error) { return []byte(strings.Repeat("x", 32)), nil }
+		r.mustStart()
+		r.wantMembers("hsm-a:failed hsm-b:failed")
+		for _, m := range r.Status().Groups[0].Members {
+			if want := fmt.Sprintf("kmsd member replace %s", m.Name); !strings.Contains(m.Reason, want) || !strings.Contains(m.Reason, "another cloning domain") {
+				t.Errorf("the reason of %s is %s", m.Name, m.Reason)
+			}
+		}
+		r.stop()
+		r.group.Domain = good
+		r.mustStart()
+		r.wantMembers("hsm-a hsm-b")
+		r.wantUnwrap("shop", wrapped)
+	})
+}
