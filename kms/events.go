@@ -16,7 +16,7 @@ const (
 	// maxWaiting is how many events wait for a slow reader before the oldest are
 	// dropped.
 	maxWaiting = 256
-	// maxRemembered is how many events of groups and members Log can tell of.
+	// maxRemembered is how many events of groups and members Log can tell of, see history.
 	maxRemembered = 1024
 	// maxCause is how much of a cause is kept, in bytes: it may be what a driver said.
 	maxCause = 1024

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -21,27 +22,73 @@ func (k *KMS) Log(_ context.Context, last int) ([]api.Event, error) {
 	return k.events.last(last), nil
 }
 
-// history is the newest events, at most maxRemembered.
+// maxAttempts is how many of the remembered events are those of attempts to bring a
+// member back that failed: one that is away for a week makes thousands, and must not
+// push out what happened to the others.
+const maxAttempts = maxRemembered / 4
+
+// history is the newest events. The zero value has none.
 type history struct {
-	events []api.Event // a ring as soon as it is full
-	next   int         // where the oldest is then
+	count    uint64 // of events that were added
+	turns    ring   // at most maxRemembered - maxAttempts
+	attempts ring   // at most maxAttempts
+}
+
+// ring is the newest of some events, the oldest first from next on.
+type ring struct {
+	events []numbered
+	next   int
+}
+
+type numbered struct {
+	n uint64 // events before it
+	api.Event
 }
 
 func (h *history) add(e api.Event) {
-	if len(h.events) < maxRemembered {
-		h.events = append(h.events, e)
+	one := numbered{h.count, e}
+	h.count++
+	if staysAway(e) {
+		h.attempts.add(one, maxAttempts)
+	} else {
+		h.turns.add(one, maxRemembered-maxAttempts)
+	}
+}
+
+func (r *ring) add(e numbered, most int) {
+	if len(r.events) < most {
+		r.events = append(r.events, e)
 		return
 	}
-	h.events[h.next] = e
-	h.next = (h.next + 1) % maxRemembered
+	r.events[r.next] = e
+	r.next = (r.next + 1) % most
 }
 
 func (h *history) last(n int) []api.Event {
-	all := slices.Concat(h.events[h.next:], h.events[:h.next])
+	all := slices.Concat(h.turns.events, h.attempts.events)
+	slices.SortFunc(all, func(a, b numbered) int { return cmp.Compare(a.n, b.n) })
 	if n > 0 && n < len(all) {
 		all = all[len(all)-n:]
 	}
-	return all
+	events := make([]api.Event, len(all))
+	for i, e := range all {
+		events[i] = e.Event
+	}
+	return events
+}
+
+// staysAway reports whether an event is of an attempt with a member that was away
+// before and is after it.
+func staysAway(e api.Event) bool {
+	away := []string{string(api.MemberDown), string(api.MemberProbing), string(api.MemberSyncing), string(api.MemberFailed)}
+	switch {
+	case e.Alarm:
+		return false
+	case e.Type == api.EventRecovery:
+		return e.To == "failed"
+	default:
+		return e.Type == api.EventMember && slices.Contains(away, e.From) && slices.Contains(away, e.To)
+	}
 }
 
 // memorable reports whether an event belongs to the history of a group: not what is

@@ -22,7 +22,7 @@ func TestHistoryKeepsTheNewestEventsOfGroupsAndMembers(t *testing.T) {
 	if past, err := k.Log(t.Context(), 0); len(past) != 0 || err != nil {
 		t.Errorf("the log of a new service is %v, %v", past, err)
 	}
-	const told = maxRemembered + 100
+	const told, kept = maxRemembered + 100, maxRemembered - maxAttempts
 	for i := range told {
 		h.publish(api.Event{Type: api.EventMember, Member: "hsm-a", Cause: fmt.Sprint(i)})
 		h.publish(api.Event{Type: api.EventKey, Key: "shop", Cause: fmt.Sprint(i)})
@@ -33,9 +33,9 @@ func TestHistoryKeepsTheNewestEventsOfGroupsAndMembers(t *testing.T) {
 		last             int
 		want, first, end int
 	}{
-		{"all that are remembered", 0, maxRemembered, told - maxRemembered, told - 1},
+		{"all that are remembered", 0, kept, told - kept, told - 1},
 		{"the last three", 3, 3, told - 3, told - 1},
-		{"more than there are", 5000, maxRemembered, told - maxRemembered, told - 1},
+		{"more than there are", 5000, kept, told - kept, told - 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			past, err := k.Log(t.Context(), c.last)
@@ -56,6 +56,27 @@ func TestHistoryKeepsTheNewestEventsOfGroupsAndMembers(t *testing.T) {
 	}
 	if _, err := k.Log(context.Background(), -1); err == nil || err.(*api.Error).Code != api.CodeBadRequest {
 		t.Errorf("the last -1 events: %v", err)
+	}
+}
+
+func TestAMemberThatIsAwayDoesNotPushOutWhatHappenedToOthers(t *testing.T) {
+	h := newHub(hclog.NewNullLogger())
+	h.publish(api.Event{Type: api.EventMember, Member: "hsm-a", From: "active", To: "down"})
+	const attempts = 10 * maxRemembered
+	for i := range attempts {
+		h.publish(api.Event{Type: api.EventMember, Member: "hsm-a", From: "down", To: "probing"})
+		h.publish(api.Event{Type: api.EventMember, Member: "hsm-a", From: "probing", To: "down"})
+		h.publish(api.Event{Type: api.EventRecovery, Member: "hsm-a", To: "failed", Cause: fmt.Sprint(i)})
+		if i == attempts/2 {
+			h.publish(api.Event{Type: api.EventRecovery, Member: "hsm-b", To: "given up", Alarm: true})
+		}
+	}
+	past := h.last(0)
+	if len(past) != maxAttempts+2 || past[0].From != "active" || !past[1].Alarm {
+		t.Errorf("%d events are remembered, first %+v, %+v", len(past), past[0], past[1])
+	}
+	if newest := past[len(past)-1]; newest.Cause != fmt.Sprint(attempts-1) {
+		t.Errorf("the newest attempt is %q", newest.Cause)
 	}
 }
 
