@@ -443,3 +443,96 @@ func TestManyWhoChangeOneKeyNeverDisagree(t *testing.T) {
 		}
 	})
 }
+
+func TestBulkShowsItsProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keys = 40
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		r.hsms[2].leave()
+		r.wantStates(active, active, down)
+		for i := range keys {
+			r.create(fmt.Sprintf("key-%d", i))
+		}
+		r.hsms[2].step = func(*hsm) { <-time.After(50 * time.Millisecond) }
+		stop := r.listen()
+		r.hsms[2].come()
+		r.eventually(func() error {
+			p := r.Status().Groups[0].Members[2].Sync
+			if p == nil || p.Done < keys/2 {
+				return fmt.Errorf("progress is %+v", p)
+			}
+			if p.Total != keys || p.Rate <= 0 || p.Left <= 0 {
+				t.Errorf("half way: %+v", p)
+			}
+			return nil
+		})
+		r.wantStates(active, active, active)
+		if p := r.Status().Groups[0].Members[2].Sync; p != nil {
+			t.Errorf("at the end: %+v", p)
+		}
+		var told []api.Event
+		for _, e := range stop() {
+			if e.Type == api.EventSync {
+				told = append(told, e)
+			}
+		}
+		if len(told) < 3 {
+			t.Fatalf("told %d times", len(told))
+		}
+		for _, e := range told {
+			if e.Group != "default" || e.Member != "hsm-c" || e.Progress == nil || e.Progress.Total != keys {
+				t.Errorf("event %+v", e)
+			}
+		}
+		if last := told[len(told)-1].Progress; last.Done != keys {
+			t.Errorf("the last one says %+v", last)
+		}
+	})
+}
+
+func TestWrongCopyIsUsedNoMoreFromTheMomentItIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const others = 30
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		r.create("shop")
+		id := r.identity("shop", 1)
+		for i := range others {
+			r.create(fmt.Sprintf("key-%d", i))
+		}
+		h := r.hsms[1]
+		for _, lost := range h.token.Keys()[1:] { // the bulk of a comparison
+			if lost != id {
+				h.token.Lose(lost)
+			}
+		}
+		h.token.Corrupt(id)
+		h.mu.Lock()
+		h.step = func(*hsm) { <-time.After(50 * time.Millisecond) }
+		h.mu.Unlock()
+		synced := make(chan error, 1)
+		go func() {
+			_, err := r.Sync(t.Context(), "", api.SyncOptions{})
+			synced <- err
+		}()
+		<-time.After(time.Second)
+		if p := r.Status().Groups[0].Members[1].Sync; p == nil || p.Done == p.Total {
+			t.Fatalf("progress is %+v, want a bulk under way", p)
+		}
+		h.driver().Script(memdriver.Fault{Call: memdriver.CallDo, Op: pluginproto.OpEncrypt,
+			Err: &pluginproto.Error{Class: pluginproto.ClassUnknown, Op: "using a key that is in quarantine"}})
+		for range 20 {
+			r.wrap("shop")
+		}
+		if err := <-synced; err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			r.wrap("shop")
+		}
+		if m := r.Status().Groups[0].Members[1]; m.State != active || m.Quarantined != 1 {
+			t.Errorf("hsm-b is %s with %d in quarantine", m.State, m.Quarantined)
+		}
+	})
+}

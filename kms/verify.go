@@ -23,7 +23,7 @@ const (
 
 // Verify asks every member, past all caches, for its copy of every living version.
 // A copy that turns out to be missing is brought over in the background; a member
-// with a different one is taken out at once.
+// with a different one is compared anew at once, and that copy is used no more.
 func (k *KMS) Verify(ctx context.Context, name string) (Verification, error) {
 	ctx, cancel := begin(ctx)
 	defer cancel()
