@@ -27,20 +27,18 @@ func newDisk(t *testing.T, path string) disk {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", path, "tmpfs", 0, "mode=0700,size="+diskSize); err != nil {
-		t.Logf("no disk will be full: mounting a file system needs root: %v", err)
+	unmount, err := mount(path, diskSize)
+	if err != nil {
+		t.Logf("no disk will be full: mounting a file system needs root on Linux: %v", err)
 		return disk{path: path}
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(path, syscall.MNT_FORCE|detach); err != nil {
+		if err := unmount(); err != nil {
 			t.Errorf("unmounting %s: %v", path, err)
 		}
 	})
 	return disk{path: path, small: true}
 }
-
-// detach is MNT_DETACH of umount2(2): also while a file is open.
-const detach = 2
 
 // fill leaves no room on the disk, and returns what makes room again.
 func (d disk) fill() (free func() error, err error) {
