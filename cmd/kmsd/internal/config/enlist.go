@@ -24,8 +24,9 @@ const fileWay = "; put the member into kmsd.yaml and reload kmsd"
 // programs of their own with that, nor have any file read: driver and library have to be
 // ones that the configuration uses already, the driver is the program whose SHA-256 is
 // there, and the PIN and whatever else is a file lies beside that of a configured
-// member, as closed to others as that. All faults are reported at once.
-func (cfg *Config) Enlist(group string, spec api.MemberSpec) (kms.MemberConfig, error) {
+// member, as closed to others as that. All faults are reported at once. That no two members have
+// the same token is found out by the token's serial number, when it is connected.
+func (cfg *Config) Enlist(_ string, spec api.MemberSpec) (kms.MemberConfig, error) {
 	m := Member{Name: spec.Name, Driver: spec.Driver, SHA256: spec.SHA256, Standby: spec.Standby, PIN: Secret{File: spec.PIN.File}, Settings: maps.Clone(spec.Settings)}
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
@@ -46,9 +47,6 @@ func (cfg *Config) Enlist(group string, spec api.MemberSpec) (kms.MemberConfig, 
 		}
 	}
 	if err := cfg.checkPINFile(m.PIN.File); err != nil {
-		faults = append(faults, err)
-	}
-	if err := cfg.checkOtherToken(group, m); err != nil {
 		faults = append(faults, err)
 	}
 	if faults != nil {
@@ -152,16 +150,4 @@ func (cfg *Config) secretFiles(path string) []string {
 		}
 	}
 	return is
-}
-
-// checkOtherToken refuses the token of another member of the file.
-func (cfg *Config) checkOtherToken(group string, m Member) error {
-	for _, g := range cfg.Groups {
-		for _, o := range g.Members {
-			if (g.Name != group || o.Name != m.Name) && len(m.Settings) > 0 && token(o) == token(m) {
-				return fmt.Errorf("settings: the same token as member %s of group %s; every member needs its own", o.Name, g.Name)
-			}
-		}
-	}
-	return nil
 }

@@ -108,9 +108,6 @@ func TestEnlistRefuses(t *testing.T) {
 		{"the domain secret as a PIN", func(_ *testing.T, f fixture, s *api.MemberSpec) { s.PIN.File = filepath.Join(f.dir, "domain") }, "it is the domain secret of group default"},
 		{"the key of the server as a PIN", func(_ *testing.T, f fixture, s *api.MemberSpec) { s.PIN.File = filepath.Join(f.dir, "server.key") }, "it is the key of the TLS certificate"},
 		{"a name that is none", func(_ *testing.T, _ fixture, s *api.MemberSpec) { s.Name = "../d" }, `name: "../d" is not a name`},
-		{"another member's token", func(_ *testing.T, _ fixture, s *api.MemberSpec) {
-			s.Settings = map[string]string{"module": "/usr/lib/x.so", "token_label": "hsm-a", "token_serial": "0012"}
-		}, "settings: the same token as member hsm-a of group default"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t)
