@@ -134,6 +134,9 @@ func TestASyncOutlivesTheDeadlinesOfTheServer(t *testing.T) {
 	}}
 	k := start(t, service, func(c *httpapi.Config) { c.Limits.Timeout = short })
 	c := k.client(t, func(o *client.Options) { o.Timeout = short })
+	if _, err := c.Groups(t.Context()); err != nil { // opens the connection, and may do so again
+		t.Fatal(err)
+	}
 	if _, err := c.Sync(t.Context(), "default", api.SyncOptions{}); err != nil {
 		t.Error(err)
 	}
