@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -116,5 +117,61 @@ func TestATokenOfAnotherDomainIsFailedUntilItIsAccepted(t *testing.T) {
 		r.mustStart()
 		r.wantMembers("hsm-a hsm-b")
 		r.wantUnwrap("shop", wrapped)
+	})
+}
+
+// What the configuration trusts may change while kmsd is down.
+func TestAnAddedMemberThatIsRefusedNowIsFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2, "hsm-x")
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.create("shop")
+		r.add("hsm-x")
+		r.stop()
+		plain := r.enlist
+		r.enlist = func(string, api.MemberSpec) (kms.MemberConfig, error) {
+			return kms.MemberConfig{}, errors.New("no member of the configuration uses this driver")
+		}
+		r.mustStart()
+		r.wantMembers("hsm-a hsm-b hsm-x:failed")
+		if m := r.Status().Groups[0].Members[2]; !strings.Contains(m.Reason, "no member of the configuration uses this driver") {
+			t.Errorf("the reason is %s", m.Reason)
+		}
+		r.stop()
+		r.enlist = plain
+		r.mustStart()
+		r.wantMembers("hsm-a hsm-b hsm-x")
+		r.wantVerified("shop")
+	})
+}
+
+// A driver that is exchanged under all members at once must not take the group down:
+// they follow one after the other, and not behind one that does not come back.
+func TestAReloadStopsAtTheFirstMemberThatDoesNotComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 3)
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.create("shop")
+		stop := r.load("shop")
+		defer stop()
+		g := r.group
+		g.Members = nil
+		for _, m := range r.group.Members {
+			m.Settings = map[string]string{"module": "/no/such/library"}
+			g.Members = append(g.Members, m)
+		}
+		left, err := r.Reconfigure(t.Context(), []kms.GroupConfig{g})
+		if err != nil || len(left) != 3 || !strings.Contains(left[0], "member hsm-a of group default: it did not come back with its new entry") ||
+			!strings.Contains(left[1], "member hsm-b of group default: the one before it did not come back, so it was left as it is") {
+			t.Errorf("left is %q, %v", left, err)
+		}
+		r.wantMembers("hsm-a:failed hsm-b hsm-c")
+		left, err = r.Reconfigure(t.Context(), []kms.GroupConfig{r.group})
+		if err != nil || len(left) != 0 {
+			t.Errorf("left is %q, %v", left, err)
+		}
+		r.wantMembers("hsm-a hsm-b hsm-c")
 	})
 }
