@@ -38,6 +38,7 @@ func chaos(t *testing.T, dice *rand.Rand) {
 		c.Recovery.Interval = 5 * time.Second
 	}).start()
 	guest := newHSM("guest")
+	guest.delay = 20 * time.Millisecond
 	for _, h := range r.hsms {
 		h.set(func(h *hsm) { h.delay = 20 * time.Millisecond })
 	}

@@ -95,7 +95,7 @@ func (g *Group) returningLocked(now time.Time) bool {
 		switch {
 		case m.state == api.MemberSyncing:
 			return true
-		case m.state == api.MemberFailed || m.link != nil || g.cfg.Recovery.Manual:
+		case m.state == api.MemberFailed || m.drained || m.link != nil || g.cfg.Recovery.Manual:
 		case !m.lostAt.IsZero() && now.Sub(m.lostAt) < grace:
 			return true
 		}

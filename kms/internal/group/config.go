@@ -150,15 +150,23 @@ func (c Config) faults() error {
 	}
 	seen := make(map[string]bool, len(c.Members))
 	for i, m := range c.Members {
-		switch {
-		case m.Name == "":
-			fault("member %d has no name", i+1)
-		case seen[m.Name]:
+		if err := m.fault(i + 1); err != nil {
+			fault("%w", err)
+		} else if seen[m.Name] {
 			fault("two members are named %q", m.Name)
-		case m.Connect == nil:
-			fault("member %q has no way to connect", m.Name)
 		}
 		seen[m.Name] = true
 	}
 	return errors.Join(errs...)
+}
+
+// fault returns what is wrong with the nth member.
+func (m MemberConfig) fault(n int) error {
+	switch {
+	case m.Name == "":
+		return fmt.Errorf("member %d has no name", n)
+	case m.Connect == nil:
+		return fmt.Errorf("member %q has no way to connect", m.Name)
+	}
+	return nil
 }

@@ -29,21 +29,21 @@ const (
 
 // Group is a group of HSMs. All methods may be called concurrently.
 type Group struct {
-	cfg     Config
-	members []*member          // in the order of the configuration
-	byName  map[string]*member // :: name → member
-	lease   chan struct{}      // holds one token while somebody has the lease
-	told    chan struct{}      // wakes announce
-	quiet   chan struct{}      // closed when no event can come any more
+	cfg   Config
+	lease chan struct{} // holds one token while somebody has the lease
+	told  chan struct{} // wakes announce
+	quiet chan struct{} // closed when no event can come any more
 
-	ctx   context.Context // ends with Close; every link's is made from it
-	stop  context.CancelFunc
+	ctx   context.Context // ends with Close; every member's is made from it
+	stop  func()
 	tasks sync.WaitGroup // owners, watchers and calls to drivers
 	heard sync.WaitGroup // announce
 	jobs  chan job       // to carriers that are idle
 	idle  atomic.Int32   // how many are
 
-	mu       sync.Mutex // guards what follows and all of member; held for moments, never over a call
+	mu       sync.Mutex         // guards what follows and all of member; held for moments, never over a call
+	members  []*member          // in the order of the configuration, then of joining; never changed in place
+	byName   map[string]*member // :: name → member
 	started  bool
 	closed   bool
 	state    api.GroupState
@@ -72,10 +72,7 @@ func New(cfg Config) (*Group, error) {
 		hedge:   newHedger(cfg.ProbeInterval),
 	}
 	for i, mc := range cfg.Members {
-		m := &member{
-			index: i, cfg: mc, kick: make(chan struct{}, 1),
-			state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: "not connected yet",
-		}
+		m := newMember(mc, i)
 		g.members = append(g.members, m)
 		g.byName[mc.Name] = m
 	}
@@ -93,12 +90,13 @@ func (g *Group) Start(ctx context.Context) error {
 		return ErrClosed
 	}
 	g.started = true
-	g.ctx, g.stop = context.WithCancel(context.WithoutCancel(ctx))
+	life, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	g.ctx, g.stop = life, func() { stop(ErrClosed) }
 	g.heard.Go(g.announce)
 	var pending sync.WaitGroup
 	for _, m := range g.members {
 		pending.Add(1)
-		g.tasks.Go(func() { g.own(m, sync.OnceFunc(pending.Done)) })
+		g.liveLocked(m, nil, sync.OnceFunc(pending.Done))
 	}
 	g.mu.Unlock()
 	attempted := make(chan struct{})
@@ -153,6 +151,18 @@ func (g *Group) Close() {
 	close(g.quiet)
 	g.heard.Wait()
 	g.cfg.Logger.Info("group closed", "group", g.cfg.Name)
+}
+
+// lookupLocked returns a member of a group that runs.
+func (g *Group) lookupLocked(name string) (*member, error) {
+	switch m := g.byName[name]; {
+	case g.closed || !g.started:
+		return nil, ErrClosed
+	case m == nil:
+		return nil, &MemberError{Member: name, Err: ErrUnknownMember}
+	default:
+		return m, nil
+	}
 }
 
 // dismissLocked takes all members out of the group and wakes those who wait for one.

@@ -15,72 +15,6 @@ func connectNever(context.Context) (Conn, pluginproto.TokenInfo, error) {
 	return nil, pluginproto.TokenInfo{}, errors.New("never")
 }
 
-func TestOnlyWhatIsInTheTableMovesAMember(t *testing.T) {
-	states := []api.MemberState{
-		api.MemberActive, api.MemberStandby, api.MemberProbing, api.MemberSyncing, api.MemberDown, api.MemberFailed,
-	}
-	for _, from := range states {
-		for _, what := range []happening{reached, opened, admitted, onStand, silent, answered, lost, refused} {
-			g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			m := g.members[0]
-			m.state = from
-			g.moveLocked(m, what, errors.New("news"))
-			want, moves := transitions[situation{from, what}]
-			if !moves {
-				want = from
-			}
-			if m.state != want {
-				t.Errorf("%s, %s: now %s, want %s", from, what, m.state, want)
-			}
-			if told := len(g.events) > 0; told != moves {
-				t.Errorf("%s, %s: told %v, want %v", from, what, told, moves)
-			}
-		}
-	}
-}
-
-func TestAMemberEntersTheGroupOnlyThroughSyncing(t *testing.T) {
-	for s, to := range transitions {
-		if (to == api.MemberActive || to == api.MemberStandby) && s.from != api.MemberSyncing {
-			t.Errorf("%s, %s leads to %s", s.from, s.what, to)
-		}
-		if to == api.MemberSyncing && s.what != opened && s.what != answered {
-			t.Errorf("%s, %s leads to %s", s.from, s.what, to)
-		}
-	}
-}
-
-func TestGroupState(t *testing.T) {
-	for _, c := range []struct {
-		name    string
-		members []api.MemberState
-		want    api.GroupState
-	}{
-		{"all serve", []api.MemberState{"active", "active", "active"}, api.GroupNormal},
-		{"one serves and one stands by", []api.MemberState{"active", "standby"}, api.GroupNormal},
-		{"the only member serves", []api.MemberState{"active"}, api.GroupNormal},
-		{"one of three is away", []api.MemberState{"active", "down", "active"}, api.GroupDegraded},
-		{"the standby is away", []api.MemberState{"active", "active", "failed"}, api.GroupDegraded},
-		{"one of three is left", []api.MemberState{"active", "down", "probing"}, api.GroupSole},
-		{"one is left beside a standby and one that is away", []api.MemberState{"active", "standby", "down"}, api.GroupSole},
-		{"only standbys are left", []api.MemberState{"down", "standby", "standby"}, api.GroupStandbyServing},
-		{"everybody is away", []api.MemberState{"syncing", "failed"}, api.GroupLost},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			g := &Group{}
-			for _, s := range c.members {
-				g.members = append(g.members, &member{state: s})
-			}
-			if got := g.stateLocked(); got != c.want {
-				t.Errorf("got %s, want %s", got, c.want)
-			}
-		})
-	}
-}
-
 func TestLatencyQuantiles(t *testing.T) {
 	var h latency
 	if q := h.quantile(0.99); q != 0 {
@@ -147,6 +81,7 @@ func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.ctx = t.Context()
+		g.members[0].ctx = g.ctx
 		l := g.newLink(g.members[0], nil, pluginproto.TokenInfo{})
 		h := &handle{g: g, l: l, st: l.stint}
 		l.writes <- struct{}{} // an earlier call, given up by its caller
@@ -182,9 +117,11 @@ func TestAWatcherThatWasStoppedItselfBlamesNobody(t *testing.T) {
 					t.Fatal(err)
 				}
 				g.ctx = t.Context()
+				g.members[0].ctx = g.ctx
 				m := g.members[0]
+				m.ctx = g.ctx
 				l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
-				m.link, m.state = l, api.MemberActive
+				m.link, m.state, l.entered = l, api.MemberActive, true
 				l.probing, l.due = true, 1
 				l.looked, l.owes = time.Now().Add(-c.looked), time.Now().Add(-25*time.Second)
 				g.look(l)

@@ -124,20 +124,21 @@ func (g *Group) OnEach(ctx context.Context, names []string, fn func(ctx context.
 // Distrust takes a member out because what it holds cannot be right. It is connected
 // anew, and whoever admits it has to find out.
 func (g *Group) Distrust(name string, why error) {
-	m := g.byName[name]
-	if m == nil {
-		return
-	}
 	g.mu.Lock()
-	l := m.link
+	var l *link
+	if m := g.byName[name]; m != nil {
+		l = m.link
+	}
 	g.mu.Unlock()
 	if l != nil {
 		g.drop(l, &pluginproto.Error{Class: pluginproto.ClassMember, Op: "trusting member " + name, Msg: why.Error()})
 	}
 }
 
-// Names returns all members, in the order of the configuration.
+// Names returns all members, in the order of their claim to be primary.
 func (g *Group) Names() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	names := make([]string, len(g.members))
 	for i, m := range g.members {
 		names[i] = m.cfg.Name
@@ -163,12 +164,12 @@ func (g *Group) InStep() []Member {
 
 // Member returns one member that is in step, else [ErrNotInStep] or [ErrUnknownMember].
 func (g *Group) Member(name string) (Member, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	m := g.byName[name]
 	if m == nil {
 		return nil, &MemberError{Member: name, Err: ErrUnknownMember}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	if m.state != api.MemberActive && m.state != api.MemberStandby {
 		return nil, &MemberError{Member: name, Err: ErrNotInStep}
 	}

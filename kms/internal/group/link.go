@@ -17,8 +17,8 @@ const (
 	// lastBreath is how long a killed driver may take to be gone before a new one
 	// is started beside it.
 	lastBreath = time.Second
-	// farewell is how long a sound driver may take to log out when the group is
-	// closed.
+	// farewell is how long a sound driver may take to log out when its member leaves
+	// or the group is closed.
 	farewell = 2 * time.Second
 )
 
@@ -28,12 +28,21 @@ var errSilent = &pluginproto.Error{
 	Op: "waiting for an answer", Msg: "the member has stopped answering",
 }
 
-// member is one configured member. All but the first three fields are guarded by
-// Group.mu.
+// member is one member under one configuration. What is named first does not change.
 type member struct {
-	index int
+	index int // in a set; that of a member that has left is used again
 	cfg   MemberConfig
 	kick  chan struct{} // wakes the owner for an attempt
+	audit chan struct{} // holds one token while Admit looks at it
+	gone  chan struct{} // closed when its owner has ended
+	ctx   context.Context
+	leave context.CancelCauseFunc // ends ctx; both are made when the owner is started
+
+	// The rest is guarded by Group.mu.
+	standby bool // its role
+	drained bool // the operator wants it out
+	joining bool // it has never been in the group, and leaves if it cannot
+	left    bool // it is none of the group's any more
 
 	state  api.MemberState
 	since  time.Time
@@ -41,15 +50,31 @@ type member struct {
 	ckr    uint
 	link   *link // nil when no driver runs
 
-	attempts int            // to bring it back, since it was lost
-	nextTry  time.Time      // zero: none is planned
-	lostAt   time.Time      // when its last link was dropped; zero: never
-	waiting  []chan<- error // callers of Recover
-	commands uint64
-	errors   uint64
-	times    latency
-	answers  api.Histogram // of every command
-	token    pluginproto.TokenInfo
+	attempts      int            // to bring it back, since it was lost
+	attemptsTotal uint64         // since the start
+	trying        bool           // an attempt has not been concluded
+	reaching      bool           // an attempt has not been connected
+	gaveUp        bool           // recovery has used up its attempts
+	nextTry       time.Time      // zero: none is planned
+	lostAt        time.Time      // when its last link was dropped; zero: never
+	waiting       []chan<- error // who wants to know how the next attempt ends
+	commands      uint64
+	errors        uint64
+	times         latency
+	answers       api.Histogram // of every command
+	token         pluginproto.TokenInfo
+}
+
+func newMember(cfg MemberConfig, index int) *member {
+	m := &member{
+		index: index, cfg: cfg, standby: cfg.Standby, drained: cfg.Drained,
+		kick: make(chan struct{}, 1), audit: make(chan struct{}, 1), gone: make(chan struct{}),
+		state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: "not connected yet",
+	}
+	if m.drained {
+		m.reason = errDrained.Error()
+	}
+	return m
 }
 
 // link is one connection to a member's driver, from Connect to Kill.
@@ -65,20 +90,22 @@ type link struct {
 	// The rest is guarded by Group.mu.
 	dropped  bool
 	entered  bool // it has been in the group
+	stale    bool // it has to be admitted, for the first time or again
 	barred   map[pluginproto.KeyID]bool
 	writer   *turn // who holds the token of writes; nil: nobody
 	strikes  int   // see hedger
 	stint    stint
-	inFlight int       // commands
-	load     int       // their cost, and that of rare calls
-	owes     time.Time // since when no answer came though one is due; zero: none is due
-	due      int       // calls of any kind that have not returned
-	looked   time.Time // when its watcher last looked
-	heard    time.Time // last answer of any kind
-	good     time.Time // last success of a command or probe
-	silentAt time.Time // when the last stint ended
-	probing  bool      // a probe is under way
-	bad      int       // probes in a row that failed
+	inFlight int           // commands
+	load     int           // their cost, and that of rare calls
+	owes     time.Time     // since when no answer came though one is due; zero: none is due
+	due      int           // calls of any kind that have not returned
+	rest     chan struct{} // closed when the link is idle; nil: nobody waits for that
+	looked   time.Time     // when its watcher last looked
+	heard    time.Time     // last answer of any kind
+	good     time.Time     // last success of a command or probe
+	silentAt time.Time     // when the last stint ended
+	probing  bool          // a probe is under way
+	bad      int           // probes in a row that failed
 }
 
 // stint is the time from the moment a link is taken to be sound until it falls
@@ -99,9 +126,10 @@ func (g *Group) newLink(m *member, conn Conn, token pluginproto.TokenInfo) *link
 		m: m, conn: conn, token: token,
 		again:  make(chan struct{}, 1),
 		writes: make(chan struct{}, 1),
+		stale:  true,
 		looked: now, heard: now, good: now,
 	}
-	l.ctx, l.cancel = context.WithCancelCause(g.ctx)
+	l.ctx, l.cancel = context.WithCancelCause(m.ctx)
 	l.stint = newStint(l)
 	return l
 }
@@ -126,7 +154,11 @@ func (g *Group) drop(l *link, cause error) {
 		l.dropped = true
 		l.m.link = nil
 		l.m.lostAt = time.Now()
-		g.moveLocked(l.m, lossOf(cause), cause)
+		why := cause
+		if l.m.drained {
+			why = fmt.Errorf("%w; and its driver has ended: %w", errDrained, cause)
+		}
+		g.moveLocked(l.m, lossOf(cause, l.entered), why)
 	}
 	g.mu.Unlock()
 	if first {
@@ -155,7 +187,7 @@ func (g *Group) watch(l *link) {
 }
 
 // end is rid of a link's driver. It kills it, but lets a sound one log out first
-// when the group is closed.
+// when the member leaves or the group is closed.
 func (g *Group) end(l *link) {
 	g.mu.Lock()
 	sound := !l.dropped && context.Cause(l.stint.ctx) != errSilent
@@ -273,7 +305,7 @@ func (g *Group) oweLocked(l *link, now time.Time) {
 // itself said is an answer: a call given up by its caller leaves the debt, and the
 // next probe finds out.
 func (g *Group) answerLocked(l *link, now time.Time, err error) {
-	l.due--
+	l.returnedLocked()
 	if !fromDriver(err) {
 		return
 	}
@@ -281,6 +313,23 @@ func (g *Group) answerLocked(l *link, now time.Time, err error) {
 		l.good = now
 	}
 	l.heardLocked(now)
+}
+
+// returnedLocked notes that a call has returned.
+func (l *link) returnedLocked() {
+	l.due--
+	if l.rest != nil && l.idle() {
+		close(l.rest)
+		l.rest = nil
+	}
+}
+
+// idle reports whether nothing but a probe is in flight. The caller has Group.mu.
+func (l *link) idle() bool {
+	if l.probing {
+		return l.due == 1
+	}
+	return l.due == 0
 }
 
 // heardLocked notes a sign of life: what is still due is owed from now on.

@@ -3,8 +3,8 @@ package group
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"kmsd/kms/api"
@@ -12,20 +12,27 @@ import (
 )
 
 const (
-	firstPause = 250 * time.Millisecond // before the second attempt; doubles after that
-	flapPause  = 2 * time.Second        // longest pause before the first attempt, for a member that is lost again and again
-	steady     = 10 * time.Second       // a link that lived this long was no flapping
-
 	// connectTimeout bounds one Connect: a process start and a login.
 	connectTimeout = 30 * time.Second
+
+	// How long to wait when the first probe finds the token busy.
+	busyProbePause    = 50 * time.Millisecond // doubles
+	busyProbePauseMax = time.Second
 )
 
 // own is the life of one member, and the only one that brings it back. Its turn
 // comes by the clock or by Recover, so that both can never collide. It calls
 // attempted after each attempt, and at the end, which may come before the first.
 func (g *Group) own(m *member, attempted func()) {
+	defer close(m.gone)
 	defer attempted()
 	p := pace{interval: g.cfg.Recovery.Interval}
+	if m.cfg.Drained {
+		attempted() // there will be none for now
+		if !g.awaitTurn(m, p) {
+			return
+		}
+	}
 	for {
 		var served time.Duration
 		l, err := g.reach(m)
@@ -38,66 +45,108 @@ func (g *Group) own(m *member, attempted func()) {
 			g.settle(m, err)
 			attempted()
 		}
-		p.note(served, err)
+		if !errors.Is(err, errDrained) {
+			p.note(served, err)
+		}
 		if !g.awaitTurn(m, p) {
-			g.settle(m, ErrClosed)
 			return
 		}
 	}
 }
 
 // awaitTurn waits for the time of the next attempt, and reports false when the
-// group is closed.
+// member leaves or the group is closed.
 func (g *Group) awaitTurn(m *member, p pace) bool {
-	if g.ctx.Err() != nil {
-		return false
+	due := time.Now().Add(p.pause())
+	for tell := true; m.ctx.Err() == nil; tell = false {
+		var turn <-chan time.Time
+		var timer *time.Timer
+		g.mu.Lock()
+		changed := g.changed
+		m.nextTry = time.Time{}
+		switch r := g.cfg.Recovery; {
+		case r.Manual || m.drained:
+		case r.Retries > 0 && p.failures >= r.Retries:
+			if tell {
+				g.giveUpLocked(m)
+			}
+		default:
+			if g.state == api.GroupLost {
+				due = p.hasten(time.Now(), due)
+			}
+			m.nextTry = due
+			timer = time.NewTimer(time.Until(due))
+			turn = timer.C
+		}
+		g.mu.Unlock()
+		tried := true
+		select {
+		case <-turn:
+		case <-m.kick:
+		case <-m.ctx.Done():
+		case <-changed:
+			tried = false // something may be otherwise now
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if tried {
+			break
+		}
 	}
-	r := g.cfg.Recovery
-	var turn <-chan time.Time
-	var next time.Time
-	switch {
-	case r.Manual:
-	case r.Retries > 0 && p.failures >= r.Retries:
-		g.cfg.Logger.Warn("recovery has given up", "group", g.cfg.Name, "member", m.cfg.Name, "attempts", p.failures)
-	default:
-		pause := p.pause()
-		timer := time.NewTimer(pause)
-		defer timer.Stop()
-		turn, next = timer.C, time.Now().Add(pause)
+	if m.ctx.Err() == nil {
+		return true
 	}
-	g.mu.Lock()
-	m.nextTry = next
-	g.mu.Unlock()
-	select {
-	case <-turn:
-	case <-m.kick:
-	case <-g.ctx.Done():
+	g.settle(m, context.Cause(m.ctx)) // which may be over as well as what ended the wait
+	return false
+}
+
+// giveUpLocked tells that recovery has used up its attempts.
+func (g *Group) giveUpLocked(m *member) {
+	if g.closed || m.left {
+		return
 	}
-	return g.ctx.Err() == nil // which may be over as well as what ended the wait
+	m.gaveUp = true
+	m.reason += fmt.Sprintf(" (recovery has given up after %d attempts; mend the cause, then: kmsd member recover %s)", m.attempts, m.cfg.Name)
+	g.tellLocked(api.Event{
+		Time: time.Now(), Type: api.EventRecovery, Group: g.cfg.Name, Member: m.cfg.Name, To: "given up",
+		CKR: pluginproto.CKRName(m.ckr), Cause: m.reason, Alarm: true,
+	})
 }
 
 // reach connects a member and has its token do one real operation.
 func (g *Group) reach(m *member) (*link, error) {
 	g.mu.Lock()
-	if g.closed {
+	switch {
+	case g.closed:
 		g.mu.Unlock()
 		return nil, ErrClosed
+	case m.drained:
+		g.mu.Unlock()
+		return nil, errDrained
 	}
 	m.attempts++
+	m.attemptsTotal++
+	m.trying, m.reaching = true, true
 	m.nextTry = time.Time{}
 	g.moveLocked(m, reached, nil)
 	g.mu.Unlock()
 
 	conn, token, err := g.connect(m)
 	g.mu.Lock()
+	m.reaching = false
 	switch {
+	case m.ctx.Err() != nil:
+		err = context.Cause(m.ctx)
 	case g.closed:
 		err = ErrClosed
+	case m.drained:
+		err = errDrained
 	case err == nil:
 		err = g.kinLocked(m, token)
 	}
 	if err != nil {
-		g.moveLocked(m, lossOf(err), err)
+		g.moveLocked(m, lossOf(err, false), err)
 		g.mu.Unlock()
 		if conn != nil {
 			conn.Kill()
@@ -114,16 +163,29 @@ func (g *Group) reach(m *member) (*link, error) {
 // connect starts the driver and has its token do one real operation. The Conn may
 // be there even when there is an error.
 func (g *Group) connect(m *member) (Conn, pluginproto.TokenInfo, error) {
-	ctx, cancel := context.WithTimeout(g.ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(m.ctx, connectTimeout)
 	defer cancel()
 	conn, token, err := m.cfg.Connect(ctx)
 	if err != nil {
 		return nil, pluginproto.TokenInfo{}, err
 	}
-	if _, err := conn.Do(ctx, pluginproto.Command{Op: pluginproto.OpProbe}); err != nil {
-		return conn, token, fmt.Errorf("probing for the first time: %w", err)
+	for tries := 0; ; tries++ {
+		_, err := conn.Do(ctx, pluginproto.Command{Op: pluginproto.OpProbe})
+		if err == nil {
+			return conn, token, nil
+		}
+		err = fmt.Errorf("probing for the first time: %w", err)
+		if pluginproto.ClassOf(err) != pluginproto.ClassBusy {
+			return conn, token, err
+		}
+		select { // a token that is busy works
+		case <-time.After(doubled(busyProbePause, tries, busyProbePauseMax)):
+		case <-conn.Done():
+			return conn, token, err
+		case <-ctx.Done():
+			return conn, token, err
+		}
 	}
-	return conn, token, nil
 }
 
 // kinLocked refuses a token that cannot belong to the group.
@@ -148,8 +210,8 @@ func (g *Group) kinLocked(m *member, token pluginproto.TokenInfo) error {
 }
 
 // tend watches a link and has its member admitted, again each time it answers
-// after a silence, until the link is dropped. It tells tried how each admission
-// ended. It returns for how long the member was in the group, 0 for
+// after a silence or its drain ends, until the link is dropped. It tells tried how
+// each admission ended. It returns for how long the member was in the group, 0 for
 // never, and what ended the link.
 func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err error) {
 	watched := make(chan struct{})
@@ -158,13 +220,13 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 		g.watch(l)
 	})
 	var entered time.Time
-	for admit := true; l.ctx.Err() == nil; admit = g.renew(l) {
-		if admit {
-			err = g.admit(l)
+	for l.ctx.Err() == nil {
+		if st, due := g.renew(l); due {
+			err = g.admit(l, st)
 			switch {
 			case err == nil && entered.IsZero():
 				entered = time.Now()
-			case err != nil && l.stint.ctx.Err() == nil:
+			case err != nil && st.ctx.Err() == nil:
 				g.drop(l, err)
 			}
 			tried(err)
@@ -181,52 +243,74 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 	return served, context.Cause(l.ctx)
 }
 
-// renew begins a new stint on a link that answers again. It reports false when
-// there is no need.
-func (g *Group) renew(l *link) bool {
+// renew returns the stint for the next admission, a new one on a link that answers
+// again. It reports false when there is none to make.
+func (g *Group) renew(l *link) (stint, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if l.dropped || l.ctx.Err() != nil || l.stint.ctx.Err() == nil {
-		return false
+	silenced := l.stint.ctx.Err() != nil
+	if l.dropped || l.ctx.Err() != nil || l.m.drained || !(silenced || l.stale) {
+		return stint{}, false
 	}
-	l.stint = newStint(l)
-	g.moveLocked(l.m, answered, nil)
-	return true
+	l.stale = false
+	if silenced {
+		l.stint = newStint(l)
+		g.moveLocked(l.m, answered, nil)
+	}
+	return l.stint, true
 }
 
 // admit brings a member in step and lets it into the group. The lease is held
 // from the last look until the member is in, so that whoever makes a key either
 // is seen by that look or finds the member in step.
-func (g *Group) admit(l *link) error {
-	g.mu.Lock()
-	st := l.stint
-	g.mu.Unlock()
-	h := &handle{g: g, l: l, st: st}
-	if _, err := g.cfg.Admit(st.ctx, h, false); err != nil {
-		return endOf(st.ctx, err)
+func (g *Group) admit(l *link, st stint) error {
+	return g.inspect(st.ctx, l, st, func(found Admission) {
+		what := admitted
+		if l.m.standby {
+			what = onStand
+		}
+		l.entered = true
+		l.bar(found.Barred)
+		if l.m.joining {
+			l.m.joining = false
+			g.tellLocked(api.Event{
+				Time: time.Now(), Type: api.EventMember, Group: g.cfg.Name, Member: l.m.cfg.Name,
+				To: "joined", CKR: pluginproto.CKRName(pluginproto.CKROK), Cause: "a new member is in step",
+			})
+		}
+		g.moveLocked(l.m, what, nil)
+		g.concludeLocked(l.m, nil)
+	})
+}
+
+// inspect has a member looked at twice, one at a time, and calls enter under the lock
+// and the lease when all is well. ctx ends with the stint, or earlier.
+func (g *Group) inspect(ctx context.Context, l *link, st stint, enter func(Admission)) error {
+	select {
+	case l.m.audit <- struct{}{}:
+		defer func() { <-l.m.audit }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	release, err := g.Lease(st.ctx)
+	h := &handle{g: g, l: l, st: st}
+	if _, err := g.cfg.Admit(ctx, h, false); err != nil {
+		return endOf(ctx, err)
+	}
+	release, err := g.Lease(ctx)
 	if err != nil {
-		return endOf(st.ctx, err)
+		return endOf(ctx, err)
 	}
 	defer release()
-	found, err := g.cfg.Admit(st.ctx, h, true)
+	found, err := g.cfg.Admit(ctx, h, true)
 	if err != nil {
-		return endOf(st.ctx, err)
+		return endOf(ctx, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if st.ctx.Err() != nil {
-		return context.Cause(st.ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	what := admitted
-	if l.m.cfg.Standby {
-		what = onStand
-	}
-	l.entered = true
-	l.bar(found.Barred)
-	l.m.attempts = 0
-	g.moveLocked(l.m, what, nil)
+	enter(found)
 	return nil
 }
 
@@ -238,103 +322,103 @@ func endOf(ctx context.Context, err error) error {
 	return err
 }
 
-// settle tells those who asked for a recovery how the attempt ended.
+// settle tells those who asked for a recovery how the attempt ended. Those who were
+// overtaken by a drain have been told of it already.
 func (g *Group) settle(m *member, err error) {
 	g.mu.Lock()
-	waiting := m.waiting
+	defer g.mu.Unlock()
+	if errors.Is(err, errDrained) {
+		m.trying = false
+		return
+	}
+	g.concludeLocked(m, err)
+	m.answerLocked(err)
+}
+
+// answerLocked answers all who wait for an attempt.
+func (m *member) answerLocked(err error) {
+	for _, w := range m.waiting {
+		w <- err
+	}
 	m.waiting = nil
 	select { // they asked for this attempt
 	case <-m.kick:
 	default:
 	}
-	g.mu.Unlock()
-	for _, w := range waiting {
-		w <- err
+}
+
+// concludeLocked tells how an attempt ended, once. The first success of a member that
+// was never lost is no recovery.
+func (g *Group) concludeLocked(m *member, err error) {
+	n, trying := m.attempts, m.trying
+	m.trying = false
+	if err == nil {
+		m.attempts, m.gaveUp = 0, false
 	}
+	if !trying || g.closed || m.left || (err == nil && n == 1 && m.lostAt.IsZero()) {
+		return
+	}
+	e := api.Event{
+		Time: time.Now(), Type: api.EventRecovery, Group: g.cfg.Name, Member: m.cfg.Name, To: "succeeded",
+		CKR: pluginproto.CKRName(pluginproto.CKROK), Cause: fmt.Sprintf("attempt %d succeeded", n),
+	}
+	if err != nil {
+		ckr := pluginproto.CKROf(err)
+		if ckr == pluginproto.CKROK {
+			ckr = pluginproto.CKRTokenNotPresent
+		}
+		e.To, e.CKR, e.Cause = "failed", pluginproto.CKRName(ckr), fmt.Sprintf("attempt %d failed: %v", n, err)
+	}
+	g.tellLocked(e)
 }
 
 // Recover makes an attempt to bring a member back now and returns how it ended.
 // When an attempt is under way it joins that one. A member that is in step needs
-// none; one that has stopped answering is given up and connected anew.
+// none; one that has stopped answering is given up and connected anew; the drain of
+// one that is drained is ended.
 func (g *Group) Recover(ctx context.Context, name string) error {
-	m := g.byName[name]
-	if m == nil {
-		return fmt.Errorf("recovering %q: %w", name, ErrUnknownMember)
-	}
+	return g.bringBack(ctx, name, func(m *member) bool {
+		return m.state != api.MemberActive && m.state != api.MemberStandby
+	})
+}
+
+// bringBack has a member brought into the group, if it needs that, and returns how the
+// next attempt or admission ended.
+func (g *Group) bringBack(ctx context.Context, name string, needs func(*member) bool) error {
 	done := make(chan error, 1)
 	g.mu.Lock()
-	l := m.link
-	switch {
-	case g.closed || !g.started:
+	m, err := g.lookupLocked(name)
+	if err != nil || !needs(m) {
 		g.mu.Unlock()
-		return ErrClosed
-	case m.state == api.MemberActive || m.state == api.MemberStandby:
-		g.mu.Unlock()
-		return nil
+		return err
 	}
+	ended := m.drained
+	m.drained = false
 	m.waiting = append(m.waiting, done)
-	silent := l != nil && l.stint.ctx.Err() != nil
+	l := m.link
+	silenced := l != nil && l.stint.ctx.Err() != nil
+	switch {
+	case ended && l != nil && !silenced:
+		l.stale = true
+		g.moveLocked(m, resumed, nil)
+		wake(l.again)
+	case ended && m.reaching: // the attempt that was under way when it was drained
+		g.moveLocked(m, reached, nil)
+	default:
+		wake(m.kick)
+	}
 	g.mu.Unlock()
-	if silent {
+	if silenced {
 		g.drop(l, &pluginproto.Error{Class: pluginproto.ClassMember, Op: "recovering", Msg: "given up for a new connection"})
 	}
-	wake(m.kick)
+	return g.awaitAttempt(ctx, name, done)
+}
+
+func (g *Group) awaitAttempt(ctx context.Context, name string, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("recovering %q: %w", name, ctx.Err())
+		return fmt.Errorf("waiting for an attempt with member %s: %w", name, ctx.Err())
 	}
-}
-
-// pace says how long to wait before the next attempt.
-type pace struct {
-	interval  time.Duration
-	failures  int  // attempts in a row that did not bring the member into the group
-	flaps     int  // links in a row that served for a short time only
-	permanent bool // the last failure will not mend by itself
-}
-
-// note takes down for how long an attempt's link served, and what ended it.
-func (p *pace) note(served time.Duration, err error) {
-	p.permanent = lossOf(err) == refused
-	switch {
-	case served == 0:
-		p.failures++
-		return
-	case served < steady:
-		p.flaps++
-	default:
-		p.flaps = 0
-	}
-	p.failures = 0
-}
-
-// pause returns the time until the next attempt: none after a loss, unless the
-// member is lost again and again; then 250 ms, doubling up to the interval.
-func (p *pace) pause() time.Duration {
-	switch {
-	case p.permanent:
-		return jitter(p.interval)
-	case p.failures > 0:
-		return jitter(doubled(firstPause, p.failures-1, p.interval))
-	case p.flaps > 1:
-		return jitter(doubled(firstPause, p.flaps-2, min(flapPause, p.interval)))
-	default:
-		return 0
-	}
-}
-
-// doubled is d doubled n times, at most limit.
-func doubled(d time.Duration, n int, limit time.Duration) time.Duration {
-	for ; n > 0 && d < limit; n-- {
-		d *= 2
-	}
-	return min(d, limit)
-}
-
-// jitter varies a pause by a fifth either way, so that members lost together do
-// not come back together.
-func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }

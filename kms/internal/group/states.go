@@ -12,14 +12,36 @@ import (
 type happening string
 
 const (
-	reached  happening = "reached"         // an attempt to bring it back began
-	opened   happening = "opened"          // its driver runs, its token is open and works
-	admitted happening = "admitted"        // it holds what it should
-	onStand  happening = "put on standby"  // the same, for a member that stands by
-	silent   happening = "fell silent"     // it owes an answer and gives none
-	answered happening = "answered"        // it gives answers again
-	lost     happening = "lost"            // its driver ended, or had to be ended
-	refused  happening = "refused for now" // lost, and trying again will not mend it
+	reached     happening = "reached"          // an attempt to bring it back began
+	opened      happening = "opened"           // its driver runs, its token is open and works
+	admitted    happening = "admitted"         // it holds what it should
+	onStand     happening = "put on standby"   // the same, for a member that stands by
+	silent      happening = "fell silent"      // it owes an answer and gives none
+	answered    happening = "answered"         // it gives answers again
+	lost        happening = "lost"             // it was in the group, and its driver ended or had to be ended
+	missed      happening = "not brought back" // an attempt failed
+	refused     happening = "refused"          // an attempt or a member failed, and trying again will not mend it
+	madeStandby happening = "made a standby"   // by the operator
+	madeActive  happening = "made active"      // by the operator
+	drained     happening = "drained"          // by the operator, while its driver ran
+	parked      happening = "parked"           // by the operator, while no driver ran
+	resumed     happening = "resumed"          // the operator ended the drain
+)
+
+// shown is which CKR status shows for a member after something happened.
+type shown string
+
+const (
+	asBefore shown = "as before"
+	healthy  shown = "CKR_OK"
+	// As with Luna, a loss is CKR_DEVICE_ERROR when it is first reported and
+	// CKR_TOKEN_NOT_PRESENT from the first attempt on, until the member is back. What the
+	// library said stays in the reason.
+	firstReport  shown = "CKR_DEVICE_ERROR"
+	laterReports shown = "CKR_TOKEN_NOT_PRESENT"
+	// A failure that lasts is shown as the library named it, CKR_PIN_INCORRECT for one,
+	// and as before, or CKR_DEVICE_ERROR, when it said nothing.
+	itsOwn shown = "the library's"
 )
 
 type situation struct {
@@ -27,81 +49,110 @@ type situation struct {
 	what happening
 }
 
+type consequence struct {
+	to  api.MemberState
+	ckr shown
+}
+
 // transitions is all that can happen to a member. What is not in it does not
 // change the state.
-var transitions = map[situation]api.MemberState{ // never written to
-	{api.MemberDown, reached}:  api.MemberProbing,
-	{api.MemberFailed, opened}: api.MemberSyncing,
-	{api.MemberFailed, lost}:   api.MemberDown,
+var transitions = map[situation]consequence{ // never written to
+	{api.MemberDown, reached}: {api.MemberProbing, laterReports},
+	{api.MemberDown, parked}:  {api.MemberDown, laterReports},
 
-	{api.MemberProbing, opened}:   api.MemberSyncing,
-	{api.MemberProbing, answered}: api.MemberSyncing,
-	{api.MemberSyncing, admitted}: api.MemberActive,
-	{api.MemberSyncing, onStand}:  api.MemberStandby,
+	{api.MemberFailed, opened}:  {api.MemberSyncing, laterReports},
+	{api.MemberFailed, missed}:  {api.MemberDown, laterReports},
+	{api.MemberFailed, refused}: {api.MemberFailed, itsOwn}, // perhaps for another reason
+	{api.MemberFailed, parked}:  {api.MemberDown, laterReports},
 
-	{api.MemberActive, silent}:  api.MemberProbing,
-	{api.MemberStandby, silent}: api.MemberProbing,
-	{api.MemberSyncing, silent}: api.MemberProbing,
+	{api.MemberProbing, opened}:   {api.MemberSyncing, asBefore},
+	{api.MemberProbing, answered}: {api.MemberSyncing, asBefore},
+	{api.MemberProbing, lost}:     {api.MemberDown, firstReport},
+	{api.MemberProbing, missed}:   {api.MemberDown, laterReports},
+	{api.MemberProbing, refused}:  {api.MemberFailed, itsOwn},
+	{api.MemberProbing, drained}:  {api.MemberDraining, asBefore},
+	{api.MemberProbing, parked}:   {api.MemberDown, laterReports},
 
-	{api.MemberActive, lost}:  api.MemberDown,
-	{api.MemberStandby, lost}: api.MemberDown,
-	{api.MemberSyncing, lost}: api.MemberDown,
-	{api.MemberProbing, lost}: api.MemberDown,
+	{api.MemberSyncing, admitted}: {api.MemberActive, healthy},
+	{api.MemberSyncing, onStand}:  {api.MemberStandby, healthy},
+	{api.MemberSyncing, silent}:   {api.MemberProbing, asBefore},
+	{api.MemberSyncing, lost}:     {api.MemberDown, firstReport},
+	{api.MemberSyncing, missed}:   {api.MemberDown, laterReports},
+	{api.MemberSyncing, refused}:  {api.MemberFailed, itsOwn},
+	{api.MemberSyncing, drained}:  {api.MemberDraining, asBefore},
 
-	{api.MemberActive, refused}:  api.MemberFailed,
-	{api.MemberStandby, refused}: api.MemberFailed,
-	{api.MemberSyncing, refused}: api.MemberFailed,
-	{api.MemberProbing, refused}: api.MemberFailed,
-	{api.MemberFailed, refused}:  api.MemberFailed, // perhaps for another reason
+	{api.MemberActive, silent}:      {api.MemberProbing, firstReport},
+	{api.MemberActive, lost}:        {api.MemberDown, firstReport},
+	{api.MemberActive, refused}:     {api.MemberFailed, itsOwn},
+	{api.MemberActive, madeStandby}: {api.MemberStandby, asBefore},
+	{api.MemberActive, drained}:     {api.MemberDraining, asBefore},
+
+	{api.MemberStandby, silent}:     {api.MemberProbing, firstReport},
+	{api.MemberStandby, lost}:       {api.MemberDown, firstReport},
+	{api.MemberStandby, refused}:    {api.MemberFailed, itsOwn},
+	{api.MemberStandby, madeActive}: {api.MemberActive, asBefore},
+	{api.MemberStandby, drained}:    {api.MemberDraining, asBefore},
+
+	{api.MemberDraining, resumed}: {api.MemberSyncing, asBefore},
+	{api.MemberDraining, lost}:    {api.MemberDown, laterReports}, // nobody brings it back, so this is the only report
+	{api.MemberDraining, missed}:  {api.MemberDown, laterReports},
+	{api.MemberDraining, refused}: {api.MemberFailed, itsOwn},
 }
 
 // moveLocked carries out what happened to a member and tells of it. cause is nil
 // for what is no failure; the last failure stays on show until the member serves.
-// In a group that is closing nothing happens any more.
+// In a group that is closing, and to a member that has left, nothing happens any more.
 func (g *Group) moveLocked(m *member, what happening, cause error) {
-	if g.closed {
+	if g.closed || m.left {
 		return
 	}
 	from := m.state
-	to, ok := transitions[situation{from, what}]
+	next, ok := transitions[situation{from, what}]
 	if !ok {
 		return
 	}
-	why := string(what)
+	to, why := next.to, string(what)
 	switch {
 	case cause != nil:
 		why = cause.Error()
 		if to == from && why == m.reason {
 			return // nothing new
 		}
-		m.reason, m.ckr = why, ckrOfFailure(from, cause)
+		m.reason = why
 	case to == api.MemberActive || to == api.MemberStandby:
-		m.reason, m.ckr = "", pluginproto.CKROK
+		m.reason = ""
 	}
+	m.ckr = ckrAfter(next.ckr, m.ckr, cause)
 	now := time.Now()
 	if to != from {
 		m.state, m.since = to, now
 	}
 	g.tellLocked(api.Event{
-		Time: now, Type: "member", Group: g.cfg.Name, Member: m.cfg.Name,
+		Time: now, Type: api.EventMember, Group: g.cfg.Name, Member: m.cfg.Name,
 		From: string(from), To: string(to), CKR: pluginproto.CKRName(m.ckr), Cause: why,
+		Alarm: to == api.MemberFailed,
 	})
 	g.regroupLocked(now, m.cfg.Name)
 }
 
-// ckrOfFailure is the CKR that status shows for a failure. Where the library gave
-// none it is the one that Luna shows: first CKR_DEVICE_ERROR, after that
-// CKR_TOKEN_NOT_PRESENT.
-func ckrOfFailure(from api.MemberState, cause error) uint {
-	if ckr := pluginproto.CKROf(cause); ckr != pluginproto.CKROK {
-		return ckr
-	}
-	switch from {
-	case api.MemberActive, api.MemberStandby, api.MemberSyncing:
+// ckrAfter is the CKR that status shows for a member after something happened.
+func ckrAfter(show shown, before uint, cause error) uint {
+	switch show {
+	case healthy:
+		return pluginproto.CKROK
+	case firstReport:
 		return pluginproto.CKRDeviceError
-	default:
+	case laterReports:
 		return pluginproto.CKRTokenNotPresent
+	case itsOwn:
+		if own := pluginproto.CKROf(cause); own != pluginproto.CKROK {
+			return own
+		}
+		if before == pluginproto.CKROK {
+			return pluginproto.CKRDeviceError
+		}
 	}
+	return before
 }
 
 // regroupLocked works out the state of the group after a member's has changed,
@@ -115,19 +166,24 @@ func (g *Group) regroupLocked(now time.Time, member string) {
 	}
 	g.state, g.lossTold = to, false
 	e := api.Event{
-		Time: now, Type: "group", Group: g.cfg.Name, From: string(from), To: string(to),
+		Time: now, Type: api.EventGroup, Group: g.cfg.Name, From: string(from), To: string(to),
 		CKR: pluginproto.CKRName(pluginproto.CKROK), Cause: "member " + member + " changed its state",
 	}
 	if to == api.GroupLost {
-		e.CKR = pluginproto.CKRName(pluginproto.CKRDeviceError)
+		e.CKR, e.Alarm = pluginproto.CKRName(pluginproto.CKRDeviceError), true
 	}
 	g.tellLocked(e)
 }
 
-// stateLocked is the state of the group, by the states of its members.
+// stateLocked is the state of the group, by the states of its members. One that is
+// drained counts as one that is away; one that has not joined yet does not count.
 func (g *Group) stateLocked() api.GroupState {
-	var active, standby int
+	var active, standby, all int
 	for _, m := range g.members {
+		if m.joining {
+			continue
+		}
+		all++
 		switch m.state {
 		case api.MemberActive:
 			active++
@@ -140,7 +196,7 @@ func (g *Group) stateLocked() api.GroupState {
 		return api.GroupLost
 	case active == 0:
 		return api.GroupStandbyServing
-	case active+standby == len(g.members):
+	case active+standby == all:
 		return api.GroupNormal
 	case active == 1:
 		return api.GroupSole
@@ -151,9 +207,19 @@ func (g *Group) stateLocked() api.GroupState {
 
 // lossOf says how a member is lost with a failure: for now, or until something
 // outside has changed.
-func lossOf(cause error) happening {
-	if e := (*pluginproto.Error)(nil); errors.As(cause, &e) && e.Permanent {
+func lossOf(cause error, entered bool) happening {
+	switch {
+	case permanent(cause):
 		return refused
+	case entered:
+		return lost
+	default:
+		return missed
 	}
-	return lost
+}
+
+// permanent reports whether a failure will not mend by itself.
+func permanent(cause error) bool {
+	e := (*pluginproto.Error)(nil)
+	return errors.As(cause, &e) && e.Permanent
 }

@@ -34,12 +34,14 @@ func (m *member) statusLocked() api.Member {
 		LatencyP99:       m.times.quantile(0.99).Microseconds(),
 		Latency:          m.answers,
 		RecoveryAttempts: m.attempts,
+		GaveUp:           m.gaveUp,
+		AttemptsTotal:    m.attemptsTotal,
 		Token: api.Token{
 			Label: m.token.Label, Serial: m.token.Serial, Manufacturer: m.token.Manufacturer,
 			Model: m.token.Model, Firmware: m.token.Firmware,
 		},
 	}
-	if m.cfg.Standby {
+	if m.standby {
 		s.Role = api.RoleStandby
 	}
 	if !m.nextTry.IsZero() {
