@@ -24,6 +24,7 @@ type keyGroup struct {
 	table     *table
 	admission *replica.Admission
 	janitor   *janitor
+	making    making
 	order     chan struct{} // holds one token while somebody changes who belongs to the group
 	fresh     time.Duration // for how long a trip proves that a member works
 }

@@ -27,7 +27,7 @@ func (k *KMS) CreateMasterKey(ctx context.Context, name string, opts KeyOptions)
 		return Key{}, translate(doing, err)
 	}
 	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
-		return k.addVersion(ctx, g, "created", opts.AllowDegraded, func() (catalog.Key, error) {
+		return k.addVersion(ctx, g, name, "created", opts.AllowDegraded, func() (catalog.Key, error) {
 			if old, err := k.ring.get(name); err == nil {
 				return catalog.Key{}, taken(old.rec)
 			}
@@ -115,7 +115,7 @@ func (k *KMS) rotate(ctx context.Context, name string, opts api.RotateOptions) (
 		return api.Version{}, err
 	}
 	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
-		return k.addVersion(ctx, g, "rotated", opts.AllowDegraded, func() (catalog.Key, error) {
+		return k.addVersion(ctx, g, name, "rotated", opts.AllowDegraded, func() (catalog.Key, error) {
 			current, err := k.ring.get(name)
 			if err != nil {
 				return catalog.Key{}, err
@@ -141,16 +141,17 @@ type half struct {
 	public  []byte
 }
 
-// addVersion makes the next version of the key that base returns, under the lease
-// and under the promise that it is committed on enough members or taken back. done
-// is what its event says.
+// addVersion makes the next version of the key that base returns, under the promise
+// that it is committed on enough members or taken back. done is what its event says.
 //
 // A version is begun in the catalog, made on the primary, cloned to every other
-// member in step and committed. When the primary is lost in between, the attempt is
+// member in step and committed. The key is claimed all the while, and the lease taken
+// for the second half only: a token may need a minute to make a pair, or hang, and
+// other keys do not wait for that. When the primary is lost in between, the attempt is
 // taken back and the next one uses an identity of its own: the old one may have come
 // to be on the lost member, and must never have two values.
-func (k *KMS) addVersion(ctx context.Context, g *keyGroup, done string, degraded bool, base func() (catalog.Key, error)) (catalog.Key, error) {
-	release, err := g.Lease(ctx)
+func (k *KMS) addVersion(ctx context.Context, g *keyGroup, name, done string, degraded bool, base func() (catalog.Key, error)) (catalog.Key, error) {
+	release, err := g.making.claim(ctx, name)
 	if err != nil {
 		return catalog.Key{}, err
 	}
@@ -167,21 +168,50 @@ func (k *KMS) addVersion(ctx context.Context, g *keyGroup, done string, degraded
 		if err != nil {
 			return catalog.Key{}, ifEnded(ctx, err)
 		}
-		copies, failures := k.spread(ctx, g, h)
-		lost := lostSource(failures)
-		err = k.enough(g, rec, degraded, copies, failures)
-		if err == nil && ctx.Err() == nil && (len(copies) > 1 || !lost) {
-			return k.commit(ctx, g, h, copies, done, base)
+		rec, lost, err := k.complete(ctx, g, h, done, degraded, base)
+		g.making.ended(h.intent.Identity)
+		if err == nil || !lost || ctx.Err() != nil || attempt >= len(g.Names()) {
+			return rec, err
 		}
-		k.undo(ctx, g, h.intent)
-		switch {
-		case ctx.Err() != nil:
-			return catalog.Key{}, ifEnded(ctx, err)
-		case !lost || attempt == len(g.Names()):
-			return catalog.Key{}, err
-		}
-		k.log.Warn("the primary was lost while a key was made; making it anew", "key", rec.Name, "member", h.primary.Name())
+		k.log.Warn("the primary was lost while a key was made; making it anew", "key", name, "member", h.primary.Name())
 	}
+}
+
+// complete brings a version that is on the primary to the other members and commits
+// it, or takes it back. lost says that this failed because the primary was lost.
+func (k *KMS) complete(ctx context.Context, g *keyGroup, h half, done string, degraded bool, base func() (catalog.Key, error)) (_ catalog.Key, lost bool, err error) {
+	release, err := g.Lease(ctx)
+	if err != nil {
+		k.undo(ctx, g, h.intent)
+		return catalog.Key{}, false, ifEnded(ctx, err)
+	}
+	defer release()
+	rec, err := base()
+	if err != nil { // disabled or destroyed meanwhile
+		k.undo(ctx, g, h.intent)
+		return catalog.Key{}, false, err
+	}
+	copies, failures := k.spread(ctx, g, h)
+	for busy := isBusy(failures); busy && k.enough(g, rec, degraded, copies, failures) != nil && pause(ctx, soonAgain); busy = isBusy(failures) {
+		copies, failures = k.spread(ctx, g, h) // better late than not at all
+	}
+	lost = lostSource(failures)
+	if len(copies) == 1 && !lost { // nobody has heard of the primary since
+		if _, err := h.primary.Inspect(ctx, h.copy.ID); err != nil {
+			lost = true
+			failures[h.primary.Name()] = err
+		}
+	}
+	err = k.enough(g, rec, degraded, copies, failures)
+	if err == nil && len(copies) == 1 && lost {
+		err = errors.Join(slices.Collect(maps.Values(failures))...)
+	}
+	if err == nil && ctx.Err() == nil {
+		rec, err = k.commit(ctx, g, h, copies, done, base)
+		return rec, false, err
+	}
+	k.undo(ctx, g, h.intent)
+	return catalog.Key{}, lost, ifEnded(ctx, err)
 }
 
 // ifEnded puts the reason why ctx ended, if it did, before what that has led to.
@@ -223,15 +253,18 @@ func (k *KMS) enough(g *keyGroup, rec catalog.Key, degraded bool, holders []stri
 }
 
 // generate begins the next version and makes it on the primary, or on the next
-// member when that fails, each time under a new identity.
-func (k *KMS) generate(ctx context.Context, g *keyGroup, rec catalog.Key) (half, error) {
-	var made half
-	_, err := g.OnPrimary(ctx, func(ctx context.Context, m group.Member) error {
-		var err error
-		made, err = k.generateOn(ctx, g, m, rec)
-		return err
-	})
-	return made, err
+// member when that fails, each time under a new identity. While all members are at
+// long works it waits for one.
+func (k *KMS) generate(ctx context.Context, g *keyGroup, rec catalog.Key) (made half, err error) {
+	for {
+		_, err = g.OnPrimary(ctx, func(ctx context.Context, m group.Member) (err error) {
+			made, err = k.generateOn(ctx, g, m, rec)
+			return err
+		})
+		if !errors.Is(err, group.ErrOccupied) || !pause(ctx, soonAgain) {
+			return made, err
+		}
+	}
 }
 
 func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec catalog.Key) (_ half, err error) {
@@ -243,6 +276,12 @@ func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec c
 	if n := len(rec.Versions); n > 0 {
 		number = rec.Versions[n-1].Number + 1
 	}
+	g.making.begun(id.String())
+	defer func() {
+		if err != nil {
+			g.making.ended(id.String())
+		}
+	}()
 	intent, err := k.catalog.Begin(ctx, catalog.Intent{
 		Identity: id.String(), Op: catalog.IntentCreate, Group: g.name,
 		Key: rec.Name, Version: number, Started: now(),
@@ -254,6 +293,7 @@ func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec c
 	defer func() {
 		if err != nil {
 			k.undo(ctx, g, intent)
+			g.janitor.settleLater() // a member may have come in step meanwhile, without the lease
 		}
 	}()
 	object, err := m.Generate(ctx, pluginproto.KeySpec{
@@ -320,6 +360,32 @@ func lostSource(failures map[string]error) bool {
 		}
 	}
 	return false
+}
+
+// soonAgain is the pause before a member that is at a long work is asked again, when
+// nobody else will do.
+const soonAgain = time.Second
+
+// isBusy reports whether clones failed because a member is at a long work.
+func isBusy(failures map[string]error) bool {
+	for _, err := range failures {
+		if errors.Is(err, group.ErrOccupied) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause waits, and reports false when ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // now is the time as records have it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"kmsd/kms/api"
 	"kmsd/kms/internal/group"
@@ -35,7 +36,7 @@ func (k *KMS) Sync(ctx context.Context, groupName string, opts api.SyncOptions) 
 			}
 		}
 	}
-	if err := ctx.Err(); err != nil {
+	if err := over(ctx); err != nil {
 		return report, translate("synchronizing group "+g.name, err)
 	}
 	for _, m := range k.groupStatus(g).Members {
@@ -55,6 +56,15 @@ func (k *KMS) Sync(ctx context.Context, groupName string, opts api.SyncOptions) 
 		report.Members = append(report.Members, ms)
 	}
 	return report, nil
+}
+
+// over returns why ctx has ended, also in the moment in which a part of the work has
+// noticed its deadline, and ctx has not.
+func over(ctx context.Context) error {
+	if t, ok := ctx.Deadline(); ok && !time.Now().Before(t) {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
 }
 
 // readmit has every member in step compared anew. It returns how that ended for each,

@@ -24,8 +24,8 @@ var (
 	ErrMemberExists = errors.New("the group has a member of that name already")
 	// ErrBarred: a member's copy of the key is quarantined. It is never used.
 	ErrBarred = errors.New("the copy of the key is quarantined")
-	// ErrOccupied: a member is still at a change of keys whose caller has given up.
-	ErrOccupied = errors.New("the member is still at a key operation that was given up")
+	// ErrOccupied: a member is still at an earlier change of keys, which takes long.
+	ErrOccupied = errors.New("the member is still at an earlier key operation")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the group is closed")
 )

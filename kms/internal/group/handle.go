@@ -9,8 +9,9 @@ import (
 	"kmsd/pluginproto"
 )
 
-// turnPatience is how long a call waits for one whose caller has given up. That one
-// has had its caller's time already.
+// turnPatience is how long a call waits for an earlier one that changes keys. What
+// takes longer is the generation of a pair, or hangs, and its caller may wait for it;
+// nobody else should.
 const turnPatience = 2 * time.Second
 
 // handle is a Member: a link for the length of one stint.
@@ -93,7 +94,8 @@ type errand[T any] struct {
 // turn is one errand's, from enter to leave.
 type turn struct {
 	writes    bool
-	cost      int  // what it counts for when a member is chosen
+	cost      int // what it counts for when a member is chosen
+	began     time.Time
 	abandoned bool // nobody waits for it any more; guarded by Group.mu
 }
 
@@ -200,6 +202,7 @@ func (h *handle) enter(ctx context.Context, t *turn, uses pluginproto.KeyID) err
 		err = quarantined(h.l.m, uses)
 	default:
 		if t.writes {
+			t.began = time.Now()
 			h.l.writer = t
 		}
 		h.l.load += t.cost
@@ -214,7 +217,7 @@ func (h *handle) enter(ctx context.Context, t *turn, uses pluginproto.KeyID) err
 }
 
 // queue waits for the calls before this one that change keys on the member, but not
-// for long for one whose caller has left: its end may never come.
+// for long for any of them: its end may never come.
 func (h *handle) queue(ctx context.Context) error {
 	look := time.NewTicker(turnPatience)
 	defer look.Stop()
@@ -228,8 +231,8 @@ func (h *handle) queue(ctx context.Context) error {
 			h.g.mu.Unlock()
 			if occupied {
 				return fmt.Errorf("%w: %w", ErrOccupied, &pluginproto.Error{
-					Class: pluginproto.ClassBusy, Op: "waiting for an earlier key operation",
-					Msg: "its caller has given up, but the HSM is still at it",
+					Class: pluginproto.ClassBusy, Op: "changing keys",
+					Msg: "the HSM has not come to its end",
 				})
 			}
 		case <-ctx.Done():
@@ -240,9 +243,11 @@ func (h *handle) queue(ctx context.Context) error {
 	}
 }
 
-// occupied reports whether the member is at a change of keys that nobody waits for.
-// The caller has Group.mu.
-func (l *link) occupied() bool { return l.writer != nil && l.writer.abandoned }
+// occupied reports whether the member is at a change of keys that takes long, or that
+// nobody waits for any more. The caller has Group.mu.
+func (l *link) occupied() bool {
+	return l.writer != nil && (l.writer.abandoned || time.Since(l.writer.began) >= turnPatience)
+}
 
 // abandon notes that the caller of a call has left.
 func (h *handle) abandon(t *turn) {

@@ -138,7 +138,7 @@ func TestWhenEveryMemberIsOccupiedThatIsTheAnswerAndNotTheLossOfTheGroup(t *test
 		if !errors.Is(err, group.ErrOccupied) || errors.Is(err, group.ErrLost) || time.Since(began) > 5*time.Second {
 			t.Errorf("got %v after %v", err, time.Since(began))
 		}
-		want := "member b: the member is still at a key operation that was given up: waiting for an earlier key operation: its caller has given up, but the HSM is still at it"
+		want := "member b: the member is still at an earlier key operation: changing keys: the HSM has not come to its end"
 		if err != nil && err.Error() != want {
 			t.Errorf("got %q", err)
 		}
@@ -146,24 +146,37 @@ func TestWhenEveryMemberIsOccupiedThatIsTheAnswerAndNotTheLossOfTheGroup(t *test
 	})
 }
 
-func TestOneThatWaitsForACallerWhoIsStillThereHasAllItsTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, []string{"a"}, nil).start()
-		r.hsms["a"].set(func(h *hsm) { h.keyDelay = 15 * time.Second })
-		m, err := r.Member("a")
-		if err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			if err := generate(pluginproto.AES256)(t.Context(), m); err != nil {
-				t.Error(err)
-			}
-		}()
-		synctest.Wait()
-		if err := m.Destroy(t.Context(), keyID(1)); err != nil {
-			t.Error(err)
-		}
-	})
+func TestAKeyOperationWaitsForOneThatIsShort(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		takes time.Duration
+		waits bool
+	}{
+		{"it has its turn when the earlier one has ended", 1500 * time.Millisecond, true},
+		{"it is told so when that takes long", 15 * time.Second, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, []string{"a"}, nil).start()
+				r.hsms["a"].set(func(h *hsm) { h.keyDelay = c.takes })
+				m, err := r.Member("a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				go func() {
+					if err := generate(pluginproto.AES256)(t.Context(), m); err != nil {
+						t.Error(err)
+					}
+				}()
+				synctest.Wait()
+				err = m.Destroy(t.Context(), keyID(1))
+				if c.waits && err != nil || !c.waits && !errors.Is(err, group.ErrOccupied) {
+					t.Errorf("got %v", err)
+				}
+				elapse(c.takes)
+			})
+		})
+	}
 }
 
 func TestAnAdmissionWhoseSourceHangsGivesTheLeaseBack(t *testing.T) {
