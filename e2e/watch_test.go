@@ -244,8 +244,9 @@ func TestMetricsAnswerWhileEveryMemberHangs(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("median %v, longest %v", times[25], times[49])
-	if times[25] > 10*time.Millisecond || times[49] > 100*time.Millisecond {
-		t.Errorf("a scrape took %v at the median and %v at most, want 10 ms, and 100 ms on a busy machine", times[25], times[49])
+	// The longest is the machine's: whoever waits for an HSM waits for 2 s at least.
+	if times[25] > 10*time.Millisecond || times[49] > time.Second {
+		t.Errorf("a scrape took %v at the median and %v at most, want 10 ms, and never the time of an HSM", times[25], times[49])
 	}
 	await(t, 10*time.Second, func(ctx context.Context) error {
 		return devserver.Poll(ctx, func() error {
