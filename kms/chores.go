@@ -286,3 +286,20 @@ func (j *janitor) healOne(ctx context.Context, l loss) error {
 	delete(j.lost, l)
 	return nil
 }
+
+// look has members in step compared with the catalog, as when they were admitted, one
+// after the other and while they serve. One that is lost meanwhile is compared when it
+// comes back.
+func (j *janitor) look(ctx context.Context) error {
+	if time.Since(j.looked) < lookEvery {
+		return nil
+	}
+	j.looked = time.Now()
+	var failures []error
+	for _, member := range names(j.g.InStep()) {
+		if err := j.g.Readmit(ctx, member); err != nil && !errors.Is(err, group.ErrNotInStep) {
+			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}

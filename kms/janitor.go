@@ -16,6 +16,9 @@ const (
 	// failure, up to late.
 	soon = 5 * time.Second
 	late = 30 * time.Second
+	// lookEvery is the time between two comparisons of a member in step with the
+	// catalog, for what came to its token around this service.
+	lookEvery = time.Hour
 	// choreTimeout bounds one chore, and with it how long it holds the lease.
 	choreTimeout = time.Minute
 	// maxRefusals is how many copies a member may fail to take in one round before the
@@ -25,15 +28,17 @@ const (
 
 // janitor does for one group what nobody waits for: it takes back versions that
 // were left half made, destroys what is due or was destroyed while a member could
-// not be asked, rotates what is due, and gives members in step the copies they
-// lack. One goroutine owns it; everybody else only leaves word and wakes it.
+// not be asked, rotates what is due, gives members in step the copies they lack, and
+// looks now and then whether they still hold what they should. One goroutine owns it; everybody else only leaves word and wakes it.
 type janitor struct {
 	kms  *KMS
 	g    *keyGroup
 	log  hclog.Logger
 	call chan struct{} // holds one token while there is a reason to look
 
-	failures int // rounds in a row that could not be finished; of the one goroutine
+	// Of the one goroutine:
+	failures int       // rounds in a row that could not be finished
+	looked   time.Time // when the members were last compared
 
 	mu        sync.Mutex      // guards the rest
 	suspects  map[string]bool // keys whose last operation has an open end
@@ -53,6 +58,7 @@ func newJanitor(k *KMS, g *keyGroup, log hclog.Logger) *janitor {
 		kms: k, g: g, log: log, call: make(chan struct{}, 1),
 		suspects: make(map[string]bool), lost: make(map[loss]bool),
 		unsettled: true, // by an earlier process
+		looked:    time.Now(),
 	}
 }
 
@@ -132,6 +138,7 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 		{"rotating what is due", j.rotateDue},
 		{"noting lost copies", j.noteLost},
 		{"bringing over missing copies", j.heal},
+		{"looking for what has changed on tokens", j.look},
 	} {
 		if err := chore.do(ctx); err != nil && ctx.Err() == nil {
 			j.log.Warn("janitor could not finish", "chore", chore.what, "error", err)

@@ -536,3 +536,33 @@ func TestWrongCopyIsUsedNoMoreFromTheMomentItIsFound(t *testing.T) {
 		}
 	})
 }
+
+// W31: what happens to a token around kmsd is found without anybody's asking.
+func TestDriftOnATokenIsFoundWithinAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		for _, name := range []string{"lost", "swapped", "shop"} {
+			r.create(name)
+		}
+		lost, swapped := r.identity("lost", 1), r.identity("swapped", 1)
+		h := r.hsms[1]
+		stranger := openAs(t, memdriver.New(memdriver.Options{Token: h.token}))
+		if _, err := stranger.Generate(t.Context(), pluginproto.KeySpec{ID: pluginproto.KeyID{1}, Type: pluginproto.AES256}); err != nil {
+			t.Fatal(err)
+		}
+		h.token.Lose(lost)
+		h.token.Corrupt(swapped)
+		stop := r.listen()
+		<-time.After(61 * time.Minute)
+		if m := r.Status().Groups[0].Members[1]; m.State != active || m.Foreign != 1 || m.Quarantined != 1 || m.Keys != 2 || m.Missing != 0 {
+			t.Errorf("hsm-b is %s: %d foreign, %d in quarantine, %d keys, %d missing", m.State, m.Foreign, m.Quarantined, m.Keys, m.Missing)
+		}
+		if !slices.Contains(h.token.Keys(), lost) {
+			t.Error("the lost key is not back")
+		}
+		if told := alarms(stop(), "hsm-b"); len(told) != 1 || !strings.HasPrefix(told[0], "swapped: ") {
+			t.Errorf("alarms: %q, want one", told)
+		}
+	})
+}
