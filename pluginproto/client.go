@@ -329,7 +329,7 @@ func (c *Client) watch(ctx context.Context, op string) error {
 	tick := time.NewTicker(min(heartbeatInterval, c.opts.CommandTimeout))
 	defer tick.Stop()
 	start := time.Now()
-	alive := start
+	alive, looked := start, start
 	for {
 		select {
 		case <-ctx.Done():
@@ -339,7 +339,12 @@ func (c *Client) watch(ctx context.Context, op string) error {
 		if c.probe(ctx) {
 			alive = time.Now()
 		}
-		switch now := time.Now(); {
+		now := time.Now()
+		if now.Sub(looked) >= 3*heartbeatInterval { // this process was stopped, not the driver
+			alive = now
+		}
+		looked = now
+		switch {
 		case ctx.Err() != nil:
 			return nil
 		case now.Sub(alive) >= c.opts.CommandTimeout:

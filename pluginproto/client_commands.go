@@ -42,6 +42,7 @@ type commandClient struct {
 type call struct {
 	done  chan outcome // holds one; written under commandClient.mu by whoever takes the call out of pending
 	timer *time.Timer  // reset under commandClient.mu while the call is pending
+	due   time.Time    // when the timer fires, unless this process is stopped
 	since time.Time
 	asked question
 }
@@ -112,15 +113,14 @@ func (c *commandClient) do(ctx context.Context, cmd Command) (Result, error) {
 	c.out.put(request{message: m}, len(m.buf)+commandOverhead)
 
 	var late error
-	select {
-	case o := <-w.done:
-		return o.result, o.err
-	case <-ctx.Done():
-		late = fmt.Errorf("%s: %w", cmd.Op.gerund(), ctx.Err())
-	case <-w.timer.C:
-		late = silent(cmd.Op.gerund(), c.opts.CommandTimeout)
-		if time.Since(w.since) >= c.opts.Cap {
-			late = endless(cmd.Op.gerund(), c.opts.Cap)
+	for late == nil {
+		select {
+		case o := <-w.done:
+			return o.result, o.err
+		case <-ctx.Done():
+			late = fmt.Errorf("%s: %w", cmd.Op.gerund(), ctx.Err())
+		case <-w.timer.C:
+			late = c.lateness(w)
 		}
 	}
 	if !c.leave(id) {
@@ -129,6 +129,37 @@ func (c *commandClient) do(ctx context.Context, cmd Command) (Result, error) {
 	}
 	c.out.put(request{cancelled: id}, resultOverhead)
 	return Result{}, late
+}
+
+// overslept is how late a timer has to fire to show that this process was stopped, or
+// starved of time.
+const overslept = 500 * time.Millisecond
+
+// arm sets the timer of a call. Called with commandClient.mu held.
+func (w *call) arm(d time.Duration) {
+	w.due = time.Now().Add(d)
+	w.timer.Reset(d)
+}
+
+// lateness is the failure of a call whose timer has fired; nil when it has more time.
+// If it is this process that was stopped, the answer may be waiting to be read, so the
+// driver gets its time again.
+func (c *commandClient) lateness(w *call) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	switch late := now.Sub(w.due); {
+	case late < 0: // a heartbeat has come in this moment
+		return nil
+	case late >= overslept:
+		w.since = w.since.Add(late)
+		w.arm(min(c.opts.CommandTimeout, max(c.opts.Cap-now.Sub(w.since), overslept)))
+		return nil
+	case now.Sub(w.since) >= c.opts.Cap:
+		return endless(w.asked.op.gerund(), c.opts.Cap)
+	default:
+		return silent(w.asked.op.gerund(), c.opts.CommandTimeout)
+	}
 }
 
 // enter counts the caller in and starts its timer.
@@ -140,7 +171,7 @@ func (c *commandClient) enter(w *call) (uint64, error) {
 	}
 	c.lastID++
 	w.since = time.Now()
-	w.timer.Reset(min(c.opts.CommandTimeout, c.opts.Cap))
+	w.arm(min(c.opts.CommandTimeout, c.opts.Cap))
 	c.pending[c.lastID] = w
 	return c.lastID, nil
 }
@@ -288,7 +319,7 @@ func (c *commandClient) deliver(batch *driverv1.ResultBatch) {
 	for _, id := range batch.GetHeartbeats() {
 		if w := c.pending[id]; w != nil {
 			if left := c.opts.Cap - time.Since(w.since); left > 0 {
-				w.timer.Reset(min(c.opts.CommandTimeout, left))
+				w.arm(min(c.opts.CommandTimeout, left))
 			}
 		}
 	}
