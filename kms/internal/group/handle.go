@@ -260,7 +260,7 @@ func (h *handle) abandon(t *turn) {
 func (h *handle) leave(t *turn, err error) {
 	h.g.mu.Lock()
 	h.l.load -= t.cost
-	h.l.due--
+	h.l.returnedLocked()
 	if fromDriver(err) {
 		h.l.heardLocked(time.Now())
 	}
