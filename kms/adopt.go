@@ -42,8 +42,10 @@ func (k *KMS) adopt(ctx context.Context, g *keyGroup, found map[string]replica.R
 		switch {
 		case err == nil:
 			adopted = append(adopted, s.Label)
-		case ctx.Err() != nil, errors.Is(err, errClosed):
+		case errors.Is(err, errClosed):
 			return adopted, refused, err
+		case over(ctx) != nil: // whatever the work has made of that
+			return adopted, refused, over(ctx)
 		default:
 			refused[s.ID] = err.Error()
 		}
