@@ -31,16 +31,25 @@ const fixedSeed = 1
 // bin is the folder with the programs; set by build, before anything is started.
 var bin string
 
-// build makes the programs, without the race detector, as they are used.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if bin != "" {
+		os.RemoveAll(bin)
+	}
+	os.Exit(code)
+}
+
+// build makes the programs once, without the race detector, as they are used.
 func build(t *testing.T) {
 	t.Helper()
+	if bin != "" {
+		return
+	}
 	// Not t.TempDir: the sockets of drivers are below it, and their paths have to be short.
 	dir, err := os.MkdirTemp("", "kmsd-chaos-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	bin = dir
 	for _, p := range []struct{ cgo, out, pkg string }{
 		{"0", "kmsd", "kmsd/cmd/kmsd"},
 		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
@@ -49,9 +58,11 @@ func build(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
+			os.RemoveAll(dir)
 			t.Fatalf("building %s: %v\n%s", p.pkg, err, out)
 		}
 	}
+	bin = dir
 }
 
 // TestChaos carries out the faults of a seed while programs wrap, unwrap and sign and

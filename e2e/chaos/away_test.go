@@ -1,0 +1,155 @@
+package chaos_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/e2e/chaos"
+	"kmsd/internal/devserver"
+	"kmsd/kms/api"
+)
+
+// A key that is destroyed while a member is away does not come back, and one that is made
+// is on it when it serves, although kmsd was killed in between.
+func TestWhatAMemberMissedOutlivesKmsd(t *testing.T) {
+	build(t)
+	s := newSite(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
+	defer cancel()
+	away := s.hsms[1]
+	before := s.create(t, "before")
+
+	must(t, away.order("crash"))
+	if _, err := s.send(ctx, away, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.await(ctx, away, "away", func(m api.Member) bool { return m.State == api.MemberDown }); err != nil {
+		t.Fatal(err)
+	}
+	during := s.create(t, "during")
+	if _, err := s.operator.Destroy(ctx, "before", 0); err != nil {
+		t.Fatal(err)
+	}
+	must(t, s.restart(ctx))
+	must(t, away.order(""))
+	if _, err := s.whole(ctx, away, 0); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := s.operator.Verify(ctx, "during"); err != nil || !v.OK {
+		t.Errorf("verifying the key that was made meanwhile: %+v, %v", v, err)
+	}
+	must(t, s.server.Stop(ctx))
+	final := chaos.Final{Tokens: map[string]map[string]string{}}
+	s.readDisks(ctx, t, &final)
+	values := slices.Collect(maps.Values(final.Tokens[away.name]))
+	if !slices.Contains(values, during) {
+		t.Errorf("%s does not hold the key that was made while it was away", away.name)
+	}
+	if slices.Contains(values, before) {
+		t.Errorf("%s holds the key that was destroyed while it was away", away.name)
+	}
+}
+
+// When all members are lost everything fails fast, the status answers, and the first
+// member that returns serves by itself.
+func TestAllMembersAreLostAndReturn(t *testing.T) {
+	build(t)
+	s := newSite(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
+	defer cancel()
+	s.create(t, "shop")
+	plain := []byte("a data key made before")
+	wrapped, err := s.operator.Wrap(ctx, "shop", plain, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range s.hsms {
+		must(t, h.order("crash"))
+		if _, err := s.send(ctx, h, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := devserver.Poll(ctx, func() error {
+		g, err := s.operator.Group(ctx, group)
+		if err == nil && g.State != api.GroupLost {
+			err = fmt.Errorf("the group is %s", g.State)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// For 2 s a command waits for a member that may be coming back at once. After that
+	// it fails immediately, with the name of what has happened.
+	pause(ctx, 2*time.Second)
+	within(t, "refusing", 100*time.Millisecond, func() {
+		if _, err := s.operator.Unwrap(ctx, "shop", wrapped, nil); api.AsError(err).Code != api.CodeGroupLost {
+			t.Errorf("unwrapping without any member: %v, want group_lost", err)
+		}
+	})
+
+	// One is mended; nobody tells kmsd.
+	first := s.hsms[2]
+	must(t, first.order(""))
+	returned := make(chan time.Time, 1)
+	go func() {
+		_, err := s.await(ctx, first, "back", func(m api.Member) bool { return m.State == api.MemberActive })
+		if err != nil {
+			t.Error(err)
+		}
+		returned <- time.Now()
+	}()
+	if err := devserver.Poll(ctx, func() error {
+		got, err := s.operator.Unwrap(ctx, "shop", wrapped, nil)
+		if err == nil && !bytes.Equal(got, plain) {
+			err = devserver.Final(fmt.Errorf("got %q", got))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	success := time.Now()
+	back := <-returned
+	t.Logf("the first success came %v after the first member's return", success.Sub(back))
+	if success.Sub(back) > time.Second {
+		t.Errorf("the first success came %v after the first member's return, want at most 1s", success.Sub(back))
+	}
+	for _, h := range s.hsms {
+		must(t, h.order(""))
+	}
+	if _, err := devserver.AwaitWhole(ctx, s.operator); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// create makes a key and returns its check value.
+func (s *site) create(t *testing.T, name string) string {
+	t.Helper()
+	k, err := s.operator.CreateMasterKey(t.Context(), name, api.KeyOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Versions[0].CheckValue
+}
+
+// within checks that something takes no longer than that.
+func within(t *testing.T, what string, limit time.Duration, act func()) {
+	t.Helper()
+	begin := time.Now()
+	act()
+	if took := time.Since(begin); took > limit {
+		t.Errorf("%s took %v, want at most %v", what, took, limit)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
