@@ -173,9 +173,10 @@ func (c *checker) request(r Request) {
 // late is how long after its deadline a request was answered, without the time in which
 // nobody was looking.
 func (c *checker) late(r Request) time.Duration {
-	late := r.End.Sub(r.Deadline)
+	over := latest(r.Deadline, r.Expired)
+	late := r.End.Sub(over)
 	for _, s := range c.final.Stalls {
-		from, to := latest(s.From, r.Deadline), earliest(s.To, r.End)
+		from, to := latest(s.From, over), earliest(s.To, r.End)
 		late -= max(0, to.Sub(from))
 	}
 	return late

@@ -96,8 +96,10 @@ func TestEveryBrokenPromiseOfARequestIsFound(t *testing.T) {
 		extra chaos.Request
 		want  chaos.Rule // "": none
 	}{
-		{"an answer 51 ms after its deadline", with(sent(chaos.Random, "", 30, 40.051), func(*chaos.Request) {}), chaos.Late},
+		{"an answer 51 ms after its deadline", sent(chaos.Random, "", 30, 40.051), chaos.Late},
 		{"an answer 49 ms after its deadline", sent(chaos.Random, "", 30, 40.049), ""},
+		{"an answer 40 ms after the deadline was noticed", with(sent(chaos.Random, "", 30, 40.2), func(r *chaos.Request) { r.Expired = at(40.16) }), ""},
+		{"an answer 60 ms after the deadline was noticed", with(sent(chaos.Random, "", 30, 40.2), func(r *chaos.Request) { r.Expired = at(40.14) }), chaos.Late},
 		{"a key operation long after its deadline", refused(sent(chaos.Rotate, "shop", 30, 41), api.CodeDeadline), chaos.Late},
 		{"a wrap that is unavailable", refused(sent(chaos.Wrap, "shop", 30, 31), api.CodeUnavailable), chaos.Failed},
 		{"a wrap that meets its deadline", refused(sent(chaos.Wrap, "shop", 30, 40), api.CodeDeadline), chaos.Failed},

@@ -55,6 +55,9 @@ type Request struct {
 	Key        string // "" for Random
 	Start, End time.Time
 	Deadline   time.Time
+	// Expired is when this process noticed that the deadline had come: later than
+	// Deadline when the machine is busy. Zero: the answer was there before.
+	Expired time.Time
 	// Hurried: it was given so little time that it may fail for want of it.
 	Hurried bool
 

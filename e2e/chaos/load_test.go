@@ -162,9 +162,14 @@ func (l *load) do(r chaos.Request, send func(context.Context, *chaos.Request) er
 		r.Deadline = r.Start.Add(hurry)
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), r.Deadline)
+	defer cancel()
+	expired := make(chan time.Time, 1)
+	stop := context.AfterFunc(ctx, func() { expired <- time.Now() })
 	err := send(ctx, &r)
 	r.End = time.Now()
-	cancel()
+	if !stop() {
+		r.Expired = <-expired
+	}
 	if err != nil {
 		e := api.AsError(err)
 		r.Code, r.Message = e.Code, e.Message
