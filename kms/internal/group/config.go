@@ -75,7 +75,8 @@ type Config struct {
 	// answer before commands are moved elsewhere. Zero means 2 s.
 	ProbeInterval time.Duration
 
-	// Hedge sends a slow command to a second member too.
+	// Hedge sends a slow command to a second member too, within a budget, and at once
+	// all those of a member that seems to hang.
 	Hedge bool
 	// PlainCount makes every command count the same when a member is chosen, as with
 	// Luna, whatever it costs. For comparison.

@@ -21,14 +21,14 @@ const (
 // is enough. RSA is 16 to 200, by the size of the key, which a command does not tell.
 var commandCosts = [efforts]int{small: 1, curve: 4, rsa: 64} // never written to
 
-// What other calls cost, in the same unit. Measured with SoftHSM, where a symmetric
-// command takes 20 µs: a key on a curve or a secret one is 1 to 2 ms, most of it the
-// token's file; a pair for RSA is 0.15 s, 0.5 s and 2 s by its size, and varies by a
-// factor of three. So no command goes to a member that makes a pair while another
-// one can serve, however busy that is.
+// What other calls cost, in the same unit. With SoftHSM, where a symmetric command
+// takes 20 µs, a secret key or one on a curve takes a few milliseconds, most of it for
+// the token's file, and a pair for RSA 0.15 s, 0.5 s or 2 s by its size, give or take a
+// factor of three. So no command goes to a member that makes a pair while another one
+// can serve, however busy that is.
 const (
 	costTransfer = 8 // one step of a clone, a lookup, a change of attributes
-	costGenerate = 64
+	costGenerate = 128
 	costRSA2048  = 8_000
 	costRSA3072  = 25_000
 	costRSA4096  = 100_000
