@@ -26,8 +26,8 @@ func (j *janitor) alone(ctx context.Context, do func(context.Context) error) err
 	return do(ctx)
 }
 
-// clearUp decides operations with an open end: under the lease nothing is being
-// made, so an intent that is there will never be committed, and what is committed
+// clearUp decides operations with an open end: under the lease nothing is committed,
+// so an intent that is there and that nobody is at will never be, and what is committed
 // is in the catalog.
 func (j *janitor) clearUp(ctx context.Context) error {
 	j.mu.Lock()
@@ -42,7 +42,7 @@ func (j *janitor) clearUp(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if in.Group == j.g.name {
+			if in.Group == j.g.name && !j.g.making.has(in.Identity) {
 				open = append(open, in)
 			}
 		}
