@@ -129,7 +129,6 @@ func TestWhatStatusShowsFollowsLunaOnAnyWalk(t *testing.T) {
 type lunaModel struct {
 	ckr    uint
 	serves bool // commands go to it
-	away   bool // an attempt has begun since it was lost
 }
 
 func (l *lunaModel) step(was api.MemberState, what happening) {
