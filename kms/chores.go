@@ -38,11 +38,16 @@ func (j *janitor) clearUp(ctx context.Context) error {
 	}
 	return j.alone(ctx, func(ctx context.Context) error {
 		var open []catalog.Intent
+		atWork := make(map[string]bool) // keys of which a version is being made
 		for in, err := range j.kms.catalog.Intents(ctx) {
 			if err != nil {
 				return err
 			}
-			if in.Group == j.g.name && !j.g.making.has(in.Identity) {
+			switch {
+			case in.Group != j.g.name:
+			case j.g.making.has(in.Identity):
+				atWork[in.Key] = true // it may yet be given up
+			default:
 				open = append(open, in)
 			}
 		}
@@ -56,6 +61,9 @@ func (j *janitor) clearUp(ctx context.Context) error {
 		for _, name := range suspects {
 			if _, err := j.kms.refresh(ctx, name); err != nil && !errors.Is(err, catalog.ErrNotFound) {
 				return err
+			}
+			if atWork[name] {
+				continue
 			}
 			j.mu.Lock()
 			delete(j.suspects, name)
