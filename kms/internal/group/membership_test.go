@@ -396,14 +396,15 @@ func TestAMemberCanBeDrainedResumedReplacedAndRemovedInEveryState(t *testing.T) 
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, three, nil).start()
 				bring(r, r.hsms["b"])
+				next, guest, late := r.spec("c"), r.spec("d"), r.spec("e")
 				var wg sync.WaitGroup
 				wg.Go(func() { _ = r.Remove(t.Context(), "b", false) })
-				wg.Go(func() { _ = r.Replace(t.Context(), r.spec("c")) })
-				wg.Go(func() { _ = r.Add(t.Context(), r.spec("d")) })
+				wg.Go(func() { _ = r.Replace(t.Context(), next) })
+				wg.Go(func() { _ = r.Add(t.Context(), guest) })
 				r.Close()
 				wg.Wait()
 				for what, err := range map[string]error{
-					"Add": r.Add(t.Context(), r.spec("e")), "Remove": r.Remove(t.Context(), "a", true),
+					"Add": r.Add(t.Context(), late), "Remove": r.Remove(t.Context(), "a", true),
 					"Drain": r.Drain(t.Context(), "a", true), "Resume": r.Resume(t.Context(), "a"),
 					"SetStandby": r.SetStandby("a", true, true), "Readmit": r.Readmit(t.Context(), "a"),
 				} {
