@@ -29,13 +29,13 @@ type connector struct {
 // connect starts and opens a member's driver. It is called for every recovery, so
 // it reads the secrets anew, and looks at the PIN before it starts anything.
 func (c *connector) connect(ctx context.Context, g GroupConfig, m MemberConfig, trip *atomic.Int64) (_ group.Conn, _ pluginproto.TokenInfo, err error) {
-	member := g.Name + "/" + m.Name
+	slot := slotOf(g.Name, m)
 	var req pluginproto.OpenRequest
 	defer func() { clear(req.PIN); clear(req.Domain) }()
 	if req, err = c.secrets(ctx, g, m); err != nil {
 		return nil, pluginproto.TokenInfo{}, err
 	}
-	if err := c.pins.check(member, req.PIN); err != nil {
+	if err := c.pins.check(slot, m.Name, req.PIN); err != nil {
 		return nil, pluginproto.TokenInfo{}, err
 	}
 	conn, err := c.start(ctx, g, m)
@@ -48,7 +48,7 @@ func (c *connector) connect(ctx context.Context, g GroupConfig, m MemberConfig, 
 		}
 	}()
 	info, err := conn.Open(ctx, req)
-	c.pins.note(member, req.PIN, err)
+	c.pins.note(slot, req.PIN, err)
 	if err != nil {
 		return nil, pluginproto.TokenInfo{}, err
 	}

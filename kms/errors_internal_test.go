@@ -83,26 +83,31 @@ func TestPINIsNotTriedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	wrong := &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRPINIncorrect}
-	if err := p.check("g/hsm-a", []byte("1")); err != nil {
+	if err := p.check("g/hsm-a", "hsm-a", []byte("1")); err != nil {
 		t.Errorf("a PIN that was never tried: %v", err)
 	}
 	p.note("g/hsm-a", []byte("1"), wrong)
-	err = p.check("g/hsm-a", []byte("1"))
+	err = p.check("g/hsm-a", "hsm-a", []byte("1"))
 	if e, ok := errors.AsType[*pluginproto.Error](err); !ok || !e.Permanent || e.CKR != pluginproto.CKRPINIncorrect {
 		t.Errorf("a PIN that was refused: %v", err)
 	}
-	if err := p.check("g/hsm-a", []byte("2")); err != nil {
+	if err := p.check("g/hsm-a", "hsm-a", []byte("2")); err != nil {
 		t.Errorf("another PIN: %v", err)
 	}
-	if err := p.check("g/hsm-b", []byte("1")); err != nil {
+	if err := p.check("g/hsm-b", "hsm-a", []byte("1")); err != nil {
 		t.Errorf("the same PIN on another token: %v", err)
 	}
 	p.note("g/hsm-a", []byte("2"), errors.New("no such slot"))
-	if err := p.check("g/hsm-a", []byte("1")); err == nil {
+	if err := p.check("g/hsm-a", "hsm-a", []byte("1")); err == nil {
 		t.Error("another failure made it forget")
 	}
+	p.forget("g/hsm-a")
+	if err := p.check("g/hsm-a", "hsm-a", []byte("1")); err != nil {
+		t.Errorf("when the token is another: %v", err)
+	}
+	p.note("g/hsm-a", []byte("1"), wrong)
 	p.note("g/hsm-a", []byte("2"), nil)
-	if err := p.check("g/hsm-a", []byte("1")); err != nil {
+	if err := p.check("g/hsm-a", "hsm-a", []byte("1")); err != nil {
 		t.Errorf("after a login: %v", err)
 	}
 }

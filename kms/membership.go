@@ -257,6 +257,9 @@ func (k *KMS) replace(ctx context.Context, g *keyGroup, old, next seat) error {
 	}
 	g.table.put(next)
 	g.table.swap(next.name, true)
+	if m, err := k.resolve(g, next); err == nil { // else connecting it says why not
+		k.connector.pins.forget(slotOf(g.name, m))
+	}
 	err = g.Group.Replace(ctx, k.memberConfig(g, next))
 	g.table.swap(next.name, false)
 	err = memberFailed("replacing member "+next.name, next.name, err)

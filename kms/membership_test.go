@@ -337,6 +337,38 @@ func TestRemovalsThatAreRefused(t *testing.T) {
 	})
 }
 
+func TestARefusedPINIsHeldAgainstItsTokenAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2, "hsm-d", "hsm-e")
+		r.mustStart()
+		defer func() { r.stop() }()
+		ctx, wrong := t.Context(), r.spare["hsm-e"].token
+		wrong.SetPIN("another")
+		for range 2 { // the wrong label was given
+			_, err := r.AddMember(ctx, "", r.spec("hsm-d", "hsm-e"))
+			wantError(t, err, api.ErrMemberFailed, "CKR_PIN_INCORRECT")
+		}
+		if n := wrong.PINTries(); n != 1 {
+			t.Errorf("the wrong PIN was tried %d times", n)
+		}
+		if _, err := r.AddMember(ctx, "", r.spec("hsm-d", "hsm-d")); err != nil {
+			t.Errorf("the token that was meant: %v", err)
+		}
+
+		spare := r.spare["hsm-d"]
+		spare.token.SetPIN("another")
+		spare.leave()
+		spare.come()
+		r.wantStates(active, active, failed)
+		wantError(t, r.Recover(ctx, "", "hsm-d"), api.ErrMemberFailed, "when the token has been given this PIN, with: kmsd member replace hsm-d")
+		spare.token.SetPIN(memdriver.PIN)
+		wantError(t, r.Recover(ctx, "", "hsm-d"), api.ErrMemberFailed, "CKR_PIN_INCORRECT")
+		if _, err := r.ReplaceMember(ctx, "", "hsm-d", nil); err != nil {
+			t.Errorf("after the token was mended: %v", err)
+		}
+	})
+}
+
 func TestMembersThatMayNotJoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReserve(t, 2, "hsm-d", "hsm-e")

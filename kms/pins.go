@@ -17,7 +17,7 @@ type pins struct {
 	key []byte // random
 
 	mu      sync.Mutex         // guards refused
-	refused map[string]refusal // :: group/member → what was refused last
+	refused map[string]refusal // :: slot → what was refused last
 }
 
 type refusal struct {
@@ -40,31 +40,49 @@ func (p *pins) digest(pin []byte) (d [sha256.Size]byte) {
 	return d
 }
 
-// check returns a permanent error for the PIN that was refused the last time.
-func (p *pins) check(member string, pin []byte) error {
+// slotOf tells under what refusals of a member's PIN are remembered: where its token is,
+// so that no other name tries the PIN again, and a member that is described anew is not
+// blamed for another token. A driver in this process need not say where its token is.
+func slotOf(group string, m MemberConfig) string {
+	if m.Open != nil {
+		return group + "/" + m.Name + "/" + placeOf(m)
+	}
+	return placeOf(m)
+}
+
+// check returns a permanent error for the PIN that was refused in this slot the last time.
+func (p *pins) check(slot, member string, pin []byte) error {
 	d := p.digest(pin)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r, ok := p.refused[member]
+	r, ok := p.refused[slot]
 	if !ok || !hmac.Equal(d[:], r.digest[:]) {
 		return nil
 	}
 	return &pluginproto.Error{
 		Class: pluginproto.ClassMember, CKR: r.ckr, Permanent: true,
 		Op:  "logging in to member " + member,
-		Msg: "the token has refused this PIN, so it is not tried again; it will be as soon as another PIN is given",
+		Msg: "the token has refused this PIN, so it is not tried again; it will be as soon as another PIN is given, " +
+			"or, when the token has been given this PIN, with: kmsd member replace " + member,
 	}
 }
 
 // note remembers how a login with this PIN ended.
-func (p *pins) note(member string, pin []byte, err error) {
+func (p *pins) note(slot string, pin []byte, err error) {
 	d := p.digest(pin)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch ckr := pluginproto.CKROf(err); {
 	case err == nil:
-		delete(p.refused, member)
+		delete(p.refused, slot)
 	case ckr == pluginproto.CKRPINIncorrect || ckr == pluginproto.CKRPINLocked:
-		p.refused[member] = refusal{digest: d, ckr: ckr}
+		p.refused[slot] = refusal{digest: d, ckr: ckr}
 	}
+}
+
+// forget lets the PIN be tried once more: somebody says that the token is another now.
+func (p *pins) forget(slot string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.refused, slot)
 }
