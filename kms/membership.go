@@ -119,7 +119,27 @@ func (k *KMS) seatFor(g *keyGroup, spec api.MemberSpec) (seat, error) {
 			return seat{}, refusedSpec(errors.Join(faults...))
 		}
 	}
+	if other := k.neighbour(g, m); other != "" {
+		return seat{}, badRequest("member %s has the settings of member %s; every member needs its own token", m.Name, other)
+	}
 	return s, nil
+}
+
+// neighbour returns another member whose token is looked for in the same place, "" when
+// there is none. Without it a wrong PIN would be tried on a token that serves.
+func (k *KMS) neighbour(g *keyGroup, m MemberConfig) string {
+	if len(m.Settings) == 0 { // it says elsewhere which token it has
+		return ""
+	}
+	for _, s := range g.table.all() {
+		if s.name == m.Name {
+			continue
+		}
+		if other, err := k.resolve(g, s); err == nil && placeOf(other) == placeOf(m) {
+			return s.name
+		}
+	}
+	return ""
 }
 
 func refusedSpec(err error) error {
@@ -138,7 +158,7 @@ func (k *KMS) RemoveMember(ctx context.Context, groupName, member string, force 
 		}
 		return k.removeMember(ctx, g, s, force)
 	})
-	return err
+	return blame(member, err)
 }
 
 func (k *KMS) removeMember(ctx context.Context, g *keyGroup, s seat, force bool) error {
@@ -300,7 +320,7 @@ func (k *KMS) change(ctx context.Context, doing, groupName, member string, do fu
 		return struct{}{}, do(ctx, g)
 	})
 	if err != nil || member == "" {
-		return api.Member{}, translate(doing, err)
+		return api.Member{}, blame(member, translate(doing, err))
 	}
 	s := k.groupStatus(g)
 	i := slices.IndexFunc(s.Members, func(m api.Member) bool { return m.Name == member })
@@ -308,6 +328,17 @@ func (k *KMS) change(ctx context.Context, doing, groupName, member string, do fu
 		return api.Member{}, translate(doing, group.ErrUnknownMember) // removed in this moment
 	}
 	return s.Members[i], nil
+}
+
+// blame names the member that a change was about in its error, unless that names one.
+func blame(member string, err error) error {
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || e.Member != "" {
+		return err
+	}
+	named := *e
+	named.Member = member
+	return &named
 }
 
 // remember writes down what was decided about a member.

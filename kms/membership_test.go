@@ -301,11 +301,21 @@ func TestRemovalsThatAreRefused(t *testing.T) {
 		r.hsms[1].leave()
 		r.hsms[2].leave()
 		r.wantMembers("hsm-a hsm-b:down hsm-c:down")
-		wantError(t, r.RemoveMember(ctx, "", "hsm-a", false), api.ErrState, "last active member")
+		lastActive := func(doing string, err error) {
+			t.Helper()
+			wantError(t, err, api.ErrState, "")
+			if want := doing + ": it is the last active member of the group"; err.Error() != want {
+				t.Errorf("error says %q, want %q", err, want)
+			}
+			if e, _ := errors.AsType[*api.Error](err); e.Member != "hsm-a" {
+				t.Errorf("the member of error %q is %q", err, e.Member)
+			}
+		}
+		lastActive("removing member hsm-a", r.RemoveMember(ctx, "", "hsm-a", false))
 		_, err := r.Drain(ctx, "", "hsm-a", false)
-		wantError(t, err, api.ErrState, "last active member")
+		lastActive("draining member hsm-a", err)
 		_, err = r.SetRole(ctx, "", "hsm-a", api.RoleStandby, false)
-		wantError(t, err, api.ErrState, "last active member")
+		lastActive("making member hsm-a standby", err)
 		_, err = r.SetRole(ctx, "", "hsm-a", "boss", false)
 		wantError(t, err, api.ErrBadRequest, `no role "boss"`)
 
@@ -354,6 +364,8 @@ func TestARefusedPINIsHeldAgainstItsTokenAlone(t *testing.T) {
 		if _, err := r.AddMember(ctx, "", r.spec("hsm-d", "hsm-d")); err != nil {
 			t.Errorf("the token that was meant: %v", err)
 		}
+		_, err := r.AddMember(ctx, "", r.spec("hsm-f", "hsm-d"))
+		wantError(t, err, api.ErrBadRequest, "member hsm-f has the settings of member hsm-d; every member needs its own token")
 
 		spare := r.spare["hsm-d"]
 		spare.token.SetPIN("another")

@@ -61,7 +61,7 @@ func (p *pins) check(slot, member string, pin []byte) error {
 	}
 	return &pluginproto.Error{
 		Class: pluginproto.ClassMember, CKR: r.ckr, Permanent: true,
-		Op:  "logging in to member " + member,
+		Op: "logging in to member " + member,
 		Msg: "the token has refused this PIN, so it is not tried again; it will be as soon as another PIN is given, " +
 			"or, when the token has been given this PIN, with: kmsd member replace " + member,
 	}

@@ -246,7 +246,7 @@ func (g *Group) drainLocked(m *member, force bool) error {
 		return nil
 	}
 	if !force && g.lastActiveLocked(m) {
-		return fmt.Errorf("draining member %s: %w", m.cfg.Name, ErrLastActive)
+		return ErrLastActive
 	}
 	m.drained, m.gaveUp, m.nextTry = true, false, time.Time{}
 	l := m.link
@@ -330,7 +330,7 @@ func (g *Group) SetStandby(name string, standby, force bool) error {
 		return err
 	}
 	if standby && !force && g.lastActiveLocked(m) {
-		return fmt.Errorf("making member %s a standby: %w", name, ErrLastActive)
+		return ErrLastActive
 	}
 	m.standby = standby
 	if standby {
