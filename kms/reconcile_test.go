@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -322,6 +323,32 @@ func TestEmptiedTokenIsFailedUntilItsKeysAreBack(t *testing.T) {
 		h.mu.Unlock()
 		r.wantStates(active, active, active) // at the interval, without anybody's help
 		r.wantUnwrapOn(h, "shop", wrapped)
+	})
+}
+
+// The first key of a group is made between a member's list of its keys and the look at
+// what it should hold.
+func TestTheFirstKeyOfAGroupDoesNotEmptyItsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		var steps atomic.Int64
+		r.hsms[1].setStep(func(*hsm) {
+			if steps.Add(1) == 2 { // the list is made, and not answered yet
+				r.create("first")
+			}
+		})
+		report, err := r.Sync(t.Context(), "", api.SyncOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range report.Members {
+			if m.Error != "" {
+				t.Errorf("%s: %s", m.Member, m.Error)
+			}
+		}
+		r.wantStates(active, active, active)
+		r.wantConsistent()
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -154,7 +155,7 @@ func (a *Admission) bulk(ctx context.Context, member Token) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := s.emptied(plan); err != nil {
+	if s, plan, err = a.checkEmptied(ctx, member, s, plan); err != nil {
 		return err
 	}
 	if wrong := s.Compare(plan).Quarantined; len(wrong) > 0 {
@@ -184,6 +185,29 @@ func (a *Admission) bulk(ctx context.Context, member Token) (err error) {
 			return err
 		}
 	}
+}
+
+// checkEmptied returns a permanent failure for a member that has lost every key. A member
+// in step was listed before the plan was read, and its first key may have been made in
+// between. So a suspicion is looked into with another list and plan, which are the ones
+// to go on with when it was wrong: lost is what both plans knew the member to hold.
+func (a *Admission) checkEmptied(ctx context.Context, member Token, s *Sync, before Plan) (*Sync, Plan, error) {
+	if s.emptied(before.Copies) == nil {
+		return s, before, nil
+	}
+	s, err := a.list(ctx, member)
+	if err != nil {
+		return nil, Plan{}, err
+	}
+	plan, err := a.plan(ctx, member)
+	if err != nil {
+		return nil, Plan{}, err
+	}
+	known := make(map[pluginproto.KeyID]bool)
+	for _, c := range plan.Copies {
+		known[c.ID] = slices.Contains(c.Members, member.Name())
+	}
+	return s, plan, s.emptied(slices.DeleteFunc(slices.Clone(before.Copies), func(c Copy) bool { return !known[c.ID] }))
 }
 
 // settle writes down what the bulk has come to, and decides whether it is enough.

@@ -253,12 +253,12 @@ func (s *Sync) refuse(ctx context.Context, id pluginproto.KeyID, err error) erro
 	return nil
 }
 
-// emptied is the permanent failure of a member that holds none of the keys that it is
+// emptied is the permanent failure of a member that holds none of the copies that it is
 // known to have held: somebody has re-initialised its token. Filling it again would
 // hide that, and whatever else has become of it.
-func (s *Sync) emptied(plan Plan) error {
+func (s *Sync) emptied(copies []Copy) error {
 	name, expected := s.token.Name(), 0
-	for _, c := range plan.Copies {
+	for _, c := range copies {
 		if !slices.Contains(c.Members, name) {
 			continue
 		}
