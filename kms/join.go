@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"kmsd/kms/api"
@@ -71,7 +72,22 @@ func compareTokens(m, other group.Member) error {
 	case string(mine.DomainCheck) != string(theirs.DomainCheck):
 		return ownFault(ckrTokenNotRecognized, op, "its cloning domain is not that of member %s: both need the same domain secret", other.Name())
 	}
+	if lacks := lacking(mine.Mechanisms, theirs.Mechanisms); len(lacks) > 0 {
+		return ownFault(pluginproto.CKROK, op, "it does not offer %s as member %s does: give both the same policies, FIPS mode too, or commands would fail on it",
+			strings.Join(lacks, ", "), other.Name())
+	}
 	return nil
+}
+
+// lacking names the mechanisms that one token offers and the other, if it says what it
+// offers, does not.
+func lacking(mine, theirs []pluginproto.Mechanism) (names []string) {
+	for _, m := range theirs {
+		if mine != nil && !slices.Contains(mine, m) {
+			names = append(names, m.String())
+		}
+	}
+	return names
 }
 
 // kindOf is the driver without its version: two versions may serve side by side while

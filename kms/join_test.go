@@ -35,6 +35,8 @@ func TestTheJoinCheckNamesTheDifference(t *testing.T) {
 		{"another kind of driver is refused", func(i *pluginproto.TokenInfo) { i.Driver = "luna 10.9" }, `its driver is "luna 10.9" and that of member hsm-a is "memory 1.0"`, ""},
 		{"another cloning domain is refused", func(i *pluginproto.TokenInfo) { i.DomainCheck = []byte("other") }, "both need the same domain secret", ""},
 		{"the token of another member is refused", func(i *pluginproto.TokenInfo) { i.Label, i.Serial = "hsm-b", "mem-hsm-b" }, "is that of member hsm-b", ""},
+		{"a token without a mechanism that others offer is refused", func(i *pluginproto.TokenInfo) { i.Mechanisms = []pluginproto.Mechanism{pluginproto.AESGCM} }, "it does not offer RSA PKCS #1 v1.5, RSA PSS, RSA OAEP, ECDSA, HMAC as member hsm-a does", ""},
+		{"a token that does not say what it offers is taken", func(i *pluginproto.TokenInfo) { i.Mechanisms, i.Model = nil, "memory 3" }, "", "its model is memory 3"},
 		{"another firmware is a warning, for upgrades go member by member", func(i *pluginproto.TokenInfo) { i.Firmware = "1.1" }, "", "its firmware is 1.1, that of member hsm-a is 1.0"},
 		{"another version of the driver is a warning", func(i *pluginproto.TokenInfo) { i.Driver = "memory 1.1" }, "", "its driver is memory 1.1"},
 		{"another model is a warning", func(i *pluginproto.TokenInfo) { i.Model = "memory 2" }, "", "its model is memory 2"},

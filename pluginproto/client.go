@@ -100,6 +100,7 @@ func (c *Client) Open(ctx context.Context, req OpenRequest) (TokenInfo, error) {
 		Firmware:     text(m.GetFirmware()),
 		DomainCheck:  m.GetDomainCheck(),
 		Driver:       text(m.GetDriver()),
+		Mechanisms:   mechanismsOf(m.GetMechanisms()),
 	}, nil
 }
 

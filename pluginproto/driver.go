@@ -132,6 +132,10 @@ type TokenInfo struct {
 
 	// Driver is the driver's name and version, for status.
 	Driver string
+
+	// Mechanisms are those that the token offers, in ascending order. Nil: it does not
+	// say.
+	Mechanisms []Mechanism
 }
 
 // KeySpec says what key to make.
@@ -213,6 +217,26 @@ const (
 	ECDSA
 	HMAC
 )
+
+// String returns the mechanism's name.
+func (m Mechanism) String() string {
+	switch m {
+	case AESGCM:
+		return "AES-GCM"
+	case RSAPKCS1v15:
+		return "RSA PKCS #1 v1.5"
+	case RSAPSS:
+		return "RSA PSS"
+	case RSAOAEP:
+		return "RSA OAEP"
+	case ECDSA:
+		return "ECDSA"
+	case HMAC:
+		return "HMAC"
+	default:
+		return "no mechanism"
+	}
+}
 
 // Hash is the digest a signature or an OAEP padding is made with.
 type Hash uint8

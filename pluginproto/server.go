@@ -54,6 +54,7 @@ func (s *server) Open(ctx context.Context, m *driverv1.OpenRequest) (*driverv1.O
 		Firmware:     text(info.Firmware),
 		DomainCheck:  info.DomainCheck,
 		Driver:       text(info.Driver),
+		Mechanisms:   wireMechanisms(info.Mechanisms),
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package pluginproto
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	driverv1 "kmsd/pluginproto/v1"
@@ -41,6 +42,27 @@ func commandOf(m *driverv1.Command) (Command, error) {
 		cmd.Key = id
 	}
 	return cmd, cmd.Check()
+}
+
+// mechanismsOf reads mechanisms off the wire, without those that the contract does not
+// have.
+func mechanismsOf(m []driverv1.Mechanism) []Mechanism {
+	var out []Mechanism
+	for _, mech := range m {
+		if mech > driverv1.Mechanism_MECHANISM_NONE && uint32(mech) <= uint32(HMAC) && !slices.Contains(out, Mechanism(mech)) {
+			out = append(out, Mechanism(mech))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func wireMechanisms(m []Mechanism) []driverv1.Mechanism {
+	out := make([]driverv1.Mechanism, len(m))
+	for i, mech := range m {
+		out[i] = driverv1.Mechanism(mech)
+	}
+	return out
 }
 
 // timeoutOf returns what is left until the command's deadline, false when it has

@@ -2,6 +2,7 @@ package drivertest
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"kmsd/pluginproto"
@@ -21,6 +22,9 @@ func testOpen(t *testing.T, cfg Config) {
 		}
 		if len(info.DomainCheck) == 0 {
 			t.Error("no check value of the domain key")
+		}
+		if len(info.Mechanisms) == 0 || !slices.IsSorted(info.Mechanisms) || len(slices.Compact(slices.Clone(info.Mechanisms))) != len(info.Mechanisms) {
+			t.Errorf("mechanisms %v, want each that the token offers once, in order", info.Mechanisms)
 		}
 		var err error
 		made, err = d.Generate(limit(t), pluginproto.KeySpec{ID: newID(), Type: cfg.Types[0], Label: "kept"})

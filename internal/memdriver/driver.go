@@ -103,6 +103,9 @@ func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginp
 		Firmware:     "1.0",
 		DomainCheck:  mac(domain, []byte(checkBlock))[:checkSize],
 		Driver:       "memory 1.0",
+		Mechanisms: []pluginproto.Mechanism{
+			pluginproto.AESGCM, pluginproto.RSAPKCS1v15, pluginproto.RSAPSS, pluginproto.RSAOAEP, pluginproto.ECDSA, pluginproto.HMAC,
+		},
 	}, nil
 }
 

@@ -378,6 +378,7 @@ type OpenReply struct {
 	Firmware      string                 `protobuf:"bytes,5,opt,name=firmware,proto3" json:"firmware,omitempty"`
 	DomainCheck   []byte                 `protobuf:"bytes,6,opt,name=domain_check,json=domainCheck,proto3" json:"domain_check,omitempty"`
 	Driver        string                 `protobuf:"bytes,7,opt,name=driver,proto3" json:"driver,omitempty"`
+	Mechanisms    []Mechanism            `protobuf:"varint,8,rep,packed,name=mechanisms,proto3,enum=kmsd.driver.v1.Mechanism" json:"mechanisms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +460,13 @@ func (x *OpenReply) GetDriver() string {
 		return x.Driver
 	}
 	return ""
+}
+
+func (x *OpenReply) GetMechanisms() []Mechanism {
+	if x != nil {
+		return x.Mechanisms
+	}
+	return nil
 }
 
 type Object struct {
@@ -1486,7 +1494,7 @@ const file_driver_proto_rawDesc = "" +
 	"\x06domain\x18\x03 \x01(\fR\x06domain\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xca\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x02\n" +
 	"\tOpenReply\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\"\n" +
@@ -1494,7 +1502,10 @@ const file_driver_proto_rawDesc = "" +
 	"\x05model\x18\x04 \x01(\tR\x05model\x12\x1a\n" +
 	"\bfirmware\x18\x05 \x01(\tR\bfirmware\x12!\n" +
 	"\fdomain_check\x18\x06 \x01(\fR\vdomainCheck\x12\x16\n" +
-	"\x06driver\x18\a \x01(\tR\x06driver\"{\n" +
+	"\x06driver\x18\a \x01(\tR\x06driver\x129\n" +
+	"\n" +
+	"mechanisms\x18\b \x03(\x0e2\x19.kmsd.driver.v1.MechanismR\n" +
+	"mechanisms\"{\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
@@ -1657,39 +1668,40 @@ var file_driver_proto_goTypes = []any{
 }
 var file_driver_proto_depIdxs = []int32{
 	25, // 0: kmsd.driver.v1.OpenRequest.settings:type_name -> kmsd.driver.v1.OpenRequest.SettingsEntry
-	7,  // 1: kmsd.driver.v1.ListReply.objects:type_name -> kmsd.driver.v1.Object
-	0,  // 2: kmsd.driver.v1.CloneStepRequest.role:type_name -> kmsd.driver.v1.CloneRole
-	7,  // 3: kmsd.driver.v1.CloneStepReply.object:type_name -> kmsd.driver.v1.Object
-	1,  // 4: kmsd.driver.v1.Command.op:type_name -> kmsd.driver.v1.Op
-	2,  // 5: kmsd.driver.v1.Command.mechanism:type_name -> kmsd.driver.v1.Mechanism
-	3,  // 6: kmsd.driver.v1.Command.hash:type_name -> kmsd.driver.v1.Hash
-	20, // 7: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
-	24, // 8: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
-	22, // 9: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
-	4,  // 10: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
-	5,  // 11: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
-	8,  // 12: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
-	10, // 13: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
-	11, // 14: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
-	12, // 15: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
-	14, // 16: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
-	16, // 17: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
-	18, // 18: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
-	21, // 19: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
-	6,  // 20: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
-	9,  // 21: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
-	7,  // 22: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
-	7,  // 23: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
-	13, // 24: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
-	15, // 25: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
-	17, // 26: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
-	19, // 27: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
-	23, // 28: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
-	20, // [20:29] is the sub-list for method output_type
-	11, // [11:20] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 1: kmsd.driver.v1.OpenReply.mechanisms:type_name -> kmsd.driver.v1.Mechanism
+	7,  // 2: kmsd.driver.v1.ListReply.objects:type_name -> kmsd.driver.v1.Object
+	0,  // 3: kmsd.driver.v1.CloneStepRequest.role:type_name -> kmsd.driver.v1.CloneRole
+	7,  // 4: kmsd.driver.v1.CloneStepReply.object:type_name -> kmsd.driver.v1.Object
+	1,  // 5: kmsd.driver.v1.Command.op:type_name -> kmsd.driver.v1.Op
+	2,  // 6: kmsd.driver.v1.Command.mechanism:type_name -> kmsd.driver.v1.Mechanism
+	3,  // 7: kmsd.driver.v1.Command.hash:type_name -> kmsd.driver.v1.Hash
+	20, // 8: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
+	24, // 9: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
+	22, // 10: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
+	4,  // 11: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
+	5,  // 12: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
+	8,  // 13: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
+	10, // 14: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
+	11, // 15: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
+	12, // 16: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
+	14, // 17: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
+	16, // 18: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
+	18, // 19: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
+	21, // 20: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
+	6,  // 21: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
+	9,  // 22: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
+	7,  // 23: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
+	7,  // 24: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
+	13, // 25: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
+	15, // 26: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
+	17, // 27: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
+	19, // 28: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
+	23, // 29: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_driver_proto_init() }

@@ -117,6 +117,7 @@ func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error)
 	}
 	d.settings, d.secrets, d.conn, d.serial = s, sec, c, c.place.info.SerialNumber
 	info := c.tokenInfo()
+	info.Mechanisms = c.mechanisms(d.quirks)
 	info.DomainCheck = append([]byte(nil), sec.domain.check...)
 	info.Driver = d.quirks.Driver
 	if d.version != "" {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +95,9 @@ func TestATokenIsChosenBySerialNumber(t *testing.T) {
 			t.Fatal(err)
 		}
 		serials[info.Serial] = true
+		if len(info.Mechanisms) != int(pluginproto.HMAC) || !slices.IsSorted(info.Mechanisms) {
+			t.Errorf("it offers %v, want the whole contract in order", info.Mechanisms)
+		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
