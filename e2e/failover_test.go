@@ -66,28 +66,6 @@ func TestKillingADriverOverAndOver(t *testing.T) {
 	}
 }
 
-func TestAFrozenDriverIsNotNoticedAndComesBack(t *testing.T) {
-	s := start(t)
-	c := dial(t, s)
-	createKey(t, c, "shop")
-	load := startLoad(t, c, "shop", 500)
-	settle(t, load)
-
-	for i, m := range group(t, c).Members {
-		pid := awaitMember(t, c, m.Name, recoveredIn, isActive).DriverPID
-		send(t, pid, syscall.SIGSTOP)
-		t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
-		frozen := awaitMember(t, c, m.Name, 10*time.Second, func(m api.Member) bool { return !isActive(m) })
-		t.Logf("%s: %s (%s)", frozen.Name, frozen.State, frozen.Reason)
-		createKey(t, c, fmt.Sprintf("made-while-frozen-%d", i))
-		send(t, pid, syscall.SIGCONT)
-		_, took := awaitWhole(t, c, recoveredIn)
-		t.Logf("%s: active with every key again %v after SIGCONT", m.Name, took)
-	}
-	load.end().noneFailed(t, 1000)
-	allVerify(t, c)
-}
-
 func TestKeysAreMadeWhileADriverIsFrozen(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

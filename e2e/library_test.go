@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"kmsd/internal/devserver"
 	"kmsd/internal/faultlib"
@@ -42,26 +39,12 @@ func prepareFaulty(t *testing.T, members int) (*devserver.Server, []*faultlib.Li
 		names[i] = fmt.Sprintf("member-%d", i)
 	}
 	libs := faultlib.Build(t, names...)
-	path := filepath.Join(s.Dir, "kmsd.yaml")
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var cfg map[string]any
-	if err := yaml.Unmarshal(b, &cfg); err != nil {
-		t.Fatal(err)
-	}
-	group := cfg["groups"].([]any)[0].(map[string]any)
-	group["command_timeout"] = shortTimeout.String()
-	for i, m := range group["members"].([]any) {
-		m.(map[string]any)["settings"].(map[string]any)["module"] = libs[i].Path
-	}
-	if b, err = yaml.Marshal(cfg); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	changeConfig(t, s, func(group map[string]any) {
+		group["command_timeout"] = shortTimeout.String()
+		for i, m := range group["members"].([]any) {
+			m.(map[string]any)["settings"].(map[string]any)["module"] = libs[i].Path
+		}
+	})
 	return s, libs
 }
 

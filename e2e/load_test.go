@@ -19,7 +19,8 @@ import (
 type openLoad struct {
 	c        *client.Client
 	key      string
-	interval time.Duration // between two wraps
+	send     func(l *openLoad, due time.Time)
+	interval time.Duration // between two that are sent
 	stop     context.CancelFunc
 	done     chan struct{} // closed when every request has been answered
 
@@ -37,8 +38,14 @@ type outcome struct {
 // after each an unwrap.
 func startLoad(t *testing.T, c *client.Client, key string, pairsPerSecond int) *openLoad {
 	t.Helper()
+	return startOpenLoad(t, &openLoad{c: c, key: key, send: (*openLoad).pair, interval: time.Second / time.Duration(pairsPerSecond)})
+}
+
+// startOpenLoad begins to send what l says.
+func startOpenLoad(t *testing.T, l *openLoad) *openLoad {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	l := &openLoad{c: c, key: key, interval: time.Second / time.Duration(pairsPerSecond), stop: stop, done: make(chan struct{})}
+	l.stop, l.done = stop, make(chan struct{})
 	go l.run(ctx)
 	t.Cleanup(func() { l.end() })
 	return l
@@ -59,7 +66,7 @@ func (l *openLoad) run(ctx context.Context) {
 		}
 		for ; time.Since(begin) >= time.Duration(sent)*l.interval; sent++ {
 			at := begin.Add(time.Duration(sent) * l.interval)
-			wg.Go(func() { l.pair(at) })
+			wg.Go(func() { l.send(l, at) })
 		}
 	}
 }
@@ -129,6 +136,12 @@ func (o outcome) noneFailed(t *testing.T, least int) {
 	if len(o.times) < least {
 		t.Errorf("only %d requests; it proves nothing below %d", len(o.times), least)
 	}
+	o.noFailure(t)
+}
+
+// noFailure fails the test when a request failed.
+func (o outcome) noFailure(t *testing.T) {
+	t.Helper()
 	if len(o.failures) > 0 {
 		t.Errorf("%d of %d requests failed, the first: %v", len(o.failures), len(o.times), o.failures[0])
 	}

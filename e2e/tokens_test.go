@@ -1,8 +1,11 @@
 package e2e_test
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 
 	"kmsd/e2e/look"
 	"kmsd/internal/devserver"
@@ -17,6 +20,27 @@ func configOf(t *testing.T, s *devserver.Server) look.Config {
 		t.Fatal(err)
 	}
 	return cfg
+}
+
+// changeConfig changes the group in the kmsd.yaml of a server that has been stopped.
+func changeConfig(t *testing.T, s *devserver.Server, change func(group map[string]any)) {
+	t.Helper()
+	path := filepath.Join(s.Dir, "kmsd.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg map[string]any
+	if err := yaml.Unmarshal(b, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	change(cfg["groups"].([]any)[0].(map[string]any))
+	if b, err = yaml.Marshal(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // readSecret reads a secret as kmsd does.

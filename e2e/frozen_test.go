@@ -1,0 +1,152 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/kms/api"
+	"kmsd/kms/client"
+)
+
+// longestWhileFrozen is within what every request is answered although a member is
+// frozen, on a machine that has time for it. With a Luna client it is 20 s.
+const longestWhileFrozen = 50 * time.Millisecond
+
+// freezes are how long a member is frozen: it is hardly noticed, it is passed over, it
+// is taken out of choice.
+var freezes = []time.Duration{100 * time.Millisecond, 500 * time.Millisecond, 2500 * time.Millisecond}
+
+func TestAFrozenDriverIsNotNoticedAndComesBack(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	load := startMeasured(t, c, "shop", 500)
+	for i, m := range group(t, c).Members { // the first is the primary
+		for _, length := range freezes {
+			load.withstands(t, m.Name, length)
+		}
+		pid := awaitMember(t, c, m.Name, recoveredIn, isActive).DriverPID
+		thaw := freeze(t, pid)
+		frozen := awaitMember(t, c, m.Name, 10*time.Second, func(m api.Member) bool { return !isActive(m) })
+		t.Logf("%s: %s (%s)", frozen.Name, frozen.State, frozen.Reason)
+		createKey(t, c, fmt.Sprintf("made-while-frozen-%d", i))
+		thaw()
+		_, took := awaitWhole(t, c, recoveredIn)
+		t.Logf("%s: active with every key again %v after SIGCONT", m.Name, took)
+	}
+	load.wraps.end().noneFailed(t, 1000)
+	allVerify(t, c)
+}
+
+// The difference that hedging makes: without it, what is on the frozen member waits
+// until that has been silent for a probe interval.
+func TestWithoutHedgingAFrozenDriverIsNoticed(t *testing.T) {
+	s := start(t)
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	changeConfig(t, s, func(group map[string]any) { group["hedge"] = false })
+	c := dial(t, serve(t, s))
+	awaitWhole(t, c, recoveredIn)
+	createKey(t, c, "shop")
+	load := startMeasured(t, c, "shop", 500)
+	stall := load.freeze(t, group(t, c).Members[0].Name, 3*time.Second)
+	t.Logf("%v", stall)
+	stall.wraps.noneFailed(t, 1000)
+	if longest := stall.wraps.quantile(1); longest < 10*longestWhileFrozen {
+		t.Errorf("the longest request took %v although nothing was hedged; the load does not show a freeze", longest)
+	}
+}
+
+// measured is an open load beside which the machine is measured: requests that no HSM
+// has a part in go the same way through the same client, so what delays them is not a
+// member.
+type measured struct {
+	c              *client.Client
+	wraps, control *openLoad
+}
+
+func startMeasured(t *testing.T, c *client.Client, key string, pairsPerSecond int) measured {
+	t.Helper()
+	m := measured{c: c, wraps: startLoad(t, c, key, pairsPerSecond)}
+	m.control = startOpenLoad(t, &openLoad{c: c, key: key, send: (*openLoad).read, interval: 5 * time.Millisecond})
+	settle(t, m.wraps)
+	m.control.take()
+	return m
+}
+
+// read looks at the key.
+func (l *openLoad) read(due time.Time) {
+	_, err := l.c.Key(context.Background(), l.key)
+	l.record(due, "read", err)
+}
+
+// stall is how requests ended around one freeze.
+type stall struct{ wraps, control outcome }
+
+func (s stall) String() string {
+	return fmt.Sprintf("%v; without an HSM within %v (99 %%), %v (all)", s.wraps, s.control.quantile(0.99), s.control.quantile(1))
+}
+
+// freeze stops the driver of a member for a while, and returns when all is well again.
+func (m measured) freeze(t *testing.T, member string, length time.Duration) stall {
+	t.Helper()
+	awaitWhole(t, m.c, recoveredIn)
+	pid := awaitMember(t, m.c, member, recoveredIn, isActive).DriverPID
+	m.wraps.take()
+	m.control.take()
+	thaw := freeze(t, pid)
+	wait(t, length)
+	thaw()
+	awaitWhole(t, m.c, recoveredIn)
+	return stall{m.wraps.take(), m.control.take()}
+}
+
+// attempts is how often a freeze is tried until the machine has the time to show how
+// fast the group is. A wait for a member is there each time; one for a processor is not.
+const attempts = 5
+
+// withstands checks that a freeze is not noticed: in no attempt may a request have waited
+// for the member, and one of them has to be as fast as promised.
+func (m measured) withstands(t *testing.T, member string, length time.Duration) {
+	t.Helper()
+	fit := 0 // attempts during which the machine had time
+	for range attempts {
+		s := m.freeze(t, member, length)
+		t.Logf("%s frozen for %v: %v", member, length, s)
+		s.wraps.noFailure(t)
+		if s.wraps.quantile(1) < longestWhileFrozen {
+			return
+		}
+		s.noneWaited(t)
+		if s.control.quantile(1) < longestWhileFrozen/5 {
+			fit++
+		}
+	}
+	if fit > 0 {
+		t.Errorf("with %s frozen for %v a request took %v or more each of %d times", member, length, longestWhileFrozen, attempts)
+	}
+}
+
+// noneWaited fails the test when a request took longer than promised and the machine is
+// not to blame: a request that is hedged passes four processes, one that needs no HSM a
+// single one.
+func (s stall) noneWaited(t *testing.T) {
+	t.Helper()
+	longest, control := s.wraps.quantile(1), s.control.quantile(1)
+	if longest > longestWhileFrozen+4*control {
+		t.Errorf("a request took %v, and what needs no HSM at most %v", longest, control)
+	}
+}
+
+// freeze stops a process until thaw is called, or the test ends.
+func freeze(t *testing.T, pid int) (thaw func()) {
+	t.Helper()
+	send(t, pid, syscall.SIGSTOP)
+	thaw = func() { syscall.Kill(pid, syscall.SIGCONT) }
+	t.Cleanup(thaw)
+	return thaw
+}
