@@ -135,7 +135,9 @@ func worse(e api.Event) bool {
 		case api.MemberDown, api.MemberFailed:
 			return true
 		case api.MemberProbing: // for the first time, or because it has fallen silent
-			return e.From != string(api.MemberDown)
+			return e.From != string(api.MemberDown) && e.From != string(api.MemberDraining)
+		case api.MemberDraining: // its driver ended meanwhile
+			return e.From == e.To
 		}
 	case api.EventRecovery:
 		return e.CKR != "" && e.CKR != "CKR_OK"

@@ -192,7 +192,7 @@ func TestWhatWasChangedAtRunTimeOutlivesARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.restart()
-		r.wantMembers("hsm-b:standby hsm-c:down hsm-d hsm-x")
+		r.wantMembers("hsm-b:standby hsm-c:draining hsm-d hsm-x")
 		if m := r.Status().Groups[0].Members[2]; m.Token.Label != "hsm-d2" {
 			t.Errorf("hsm-d has the token %s", m.Token.Label)
 		}
@@ -556,7 +556,7 @@ func TestMembershipIsRightAfterACrashAtEveryStep(t *testing.T) {
 				defer func() { r.stop() }()
 				members := r.Status().Groups[0].Members
 				for _, m := range members {
-					if m.State == down && strings.Contains(m.Reason, "drained") {
+					if m.State == api.MemberDraining {
 						if _, err := r.SetRole(t.Context(), "", m.Name, api.RoleActive, false); err != nil {
 							t.Fatal(err)
 						}

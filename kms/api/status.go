@@ -30,7 +30,7 @@ const (
 	MemberStandby  MemberState = "standby"  // in step, serves when no active member is left
 	MemberProbing  MemberState = "probing"  // is being reached, or has stopped answering
 	MemberSyncing  MemberState = "syncing"  // is brought in step with the catalog
-	MemberDraining MemberState = "draining" // finishes what it has, takes nothing new
+	MemberDraining MemberState = "draining" // finishes what it has, takes nothing new, also over a restart, until somebody ends that
 	MemberDown     MemberState = "down"     // away; recovery goes on
 	MemberFailed   MemberState = "failed"   // away for good, until Reason is mended
 )

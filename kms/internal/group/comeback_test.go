@@ -385,11 +385,29 @@ func TestARoleChangesWhileTheMemberServes(t *testing.T) {
 	})
 }
 
+func TestAMemberStaysDrainedWhateverHappensToItsDriver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, three, nil).start()
+		if err := r.Drain(t.Context(), "b", false); err != nil {
+			t.Fatal(err)
+		}
+		r.hsms["b"].crash()
+		elapse(time.Hour)
+		if m := r.member("b"); m.State != api.MemberDraining || m.DriverPID != 0 || m.CKR != "CKR_TOKEN_NOT_PRESENT" || m.NextRecovery != nil {
+			t.Errorf("it shows %+v", m)
+		}
+		if err := r.Recover(t.Context(), "b"); err != nil {
+			t.Error(err)
+		}
+		r.wantGroup(api.GroupNormal)
+	})
+}
+
 func TestAMemberThatBeginsDrainedIsConnectedWhenThatEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, three, func(c *group.Config) { c.Members[1].Drained = true }).start()
 		elapse(time.Hour)
-		if _, _, n := r.hsms["b"].count(); n != 0 || r.member("b").State != api.MemberDown || !strings.Contains(r.member("b").Reason, "drained") {
+		if _, _, n := r.hsms["b"].count(); n != 0 || r.member("b").State != api.MemberDraining || !strings.Contains(r.member("b").Reason, "drained") {
 			t.Errorf("%d attempts, and it shows %+v", n, r.member("b"))
 		}
 		r.wantGroup(api.GroupDegraded)

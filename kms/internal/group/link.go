@@ -72,7 +72,7 @@ func newMember(cfg MemberConfig, index int) *member {
 		state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: "not connected yet",
 	}
 	if m.drained {
-		m.reason = errDrained.Error()
+		m.state, m.reason = api.MemberDraining, errDrained.Error()
 	}
 	return m
 }
@@ -255,11 +255,8 @@ func (g *Group) look(l *link) {
 		// holds stays as it is found.
 		wake(l.again)
 	}
-	probe := !l.probing && (!trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/8)
-	if probe {
-		l.probing = true
-		g.oweLocked(l, now)
-		g.tasks.Go(func() { g.probe(l) })
+	if !trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/8 {
+		g.probeLocked(l, now)
 	}
 	g.mu.Unlock()
 }
@@ -270,6 +267,16 @@ func lastHeard(c Conn) time.Time {
 		return h.LastHeard()
 	}
 	return time.Time{}
+}
+
+// probeLocked has a member probed, unless a probe is under way.
+func (g *Group) probeLocked(l *link, now time.Time) {
+	if l.probing || l.dropped || g.closed {
+		return
+	}
+	l.probing = true
+	g.oweLocked(l, now)
+	g.tasks.Go(func() { g.probe(l) })
 }
 
 // probe has the token do a real operation. It has all the time until the link is

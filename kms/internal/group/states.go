@@ -58,12 +58,12 @@ type consequence struct {
 // change the state.
 var transitions = map[situation]consequence{ // never written to
 	{api.MemberDown, reached}: {api.MemberProbing, laterReports},
-	{api.MemberDown, parked}:  {api.MemberDown, laterReports},
+	{api.MemberDown, parked}:  {api.MemberDraining, laterReports},
 
 	{api.MemberFailed, opened}:  {api.MemberSyncing, laterReports},
 	{api.MemberFailed, missed}:  {api.MemberDown, laterReports},
 	{api.MemberFailed, refused}: {api.MemberFailed, itsOwn}, // perhaps for another reason
-	{api.MemberFailed, parked}:  {api.MemberDown, laterReports},
+	{api.MemberFailed, parked}:  {api.MemberDraining, laterReports},
 
 	{api.MemberProbing, opened}:   {api.MemberSyncing, asBefore},
 	{api.MemberProbing, answered}: {api.MemberSyncing, asBefore},
@@ -71,7 +71,7 @@ var transitions = map[situation]consequence{ // never written to
 	{api.MemberProbing, missed}:   {api.MemberDown, laterReports},
 	{api.MemberProbing, refused}:  {api.MemberFailed, itsOwn},
 	{api.MemberProbing, drained}:  {api.MemberDraining, asBefore},
-	{api.MemberProbing, parked}:   {api.MemberDown, laterReports},
+	{api.MemberProbing, parked}:   {api.MemberDraining, laterReports},
 
 	{api.MemberSyncing, admitted}: {api.MemberActive, healthy},
 	{api.MemberSyncing, onStand}:  {api.MemberStandby, healthy},
@@ -94,8 +94,9 @@ var transitions = map[situation]consequence{ // never written to
 	{api.MemberStandby, drained}:    {api.MemberDraining, asBefore},
 
 	{api.MemberDraining, resumed}: {api.MemberSyncing, asBefore},
-	{api.MemberDraining, lost}:    {api.MemberDown, laterReports}, // nobody brings it back, so this is the only report
-	{api.MemberDraining, missed}:  {api.MemberDown, laterReports},
+	{api.MemberDraining, reached}: {api.MemberProbing, laterReports},  // the drain has ended
+	{api.MemberDraining, lost}:    {api.MemberDraining, laterReports}, // nobody brings it back, so this is the only report
+	{api.MemberDraining, missed}:  {api.MemberDraining, laterReports},
 	{api.MemberDraining, refused}: {api.MemberFailed, itsOwn},
 }
 
