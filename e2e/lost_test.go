@@ -1,0 +1,251 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"kmsd/e2e/look"
+	"kmsd/internal/devserver"
+	"kmsd/kms/api"
+	"kmsd/kms/client"
+)
+
+// A member misses the end of one key and the making of another, because its token is not
+// there, and kmsd is killed before it returns.
+func TestAMemberReturnsWithWhatItMissedAlthoughKmsdWasKilled(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	cfg := configOf(t, s)
+	away := group(t, c).Members[2]
+	old := createKey(t, c, "old")
+	wrappedByOld := wrap(t, c, "old", random(32), nil)
+
+	bring := takeToken(t, s, away)
+	awaitMember(t, c, away.Name, recoveredIn, func(m api.Member) bool { return m.DriverPID != away.DriverPID && !isActive(m) })
+	made := createKey(t, c, "made")
+	if _, err := c.Destroy(t.Context(), "old", 0); err != nil {
+		t.Fatal(err)
+	}
+	s.Kill()
+	s = serve(t, s)
+	c = dial(t, s)
+	await(t, recoveredIn, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error { _, err := c.Wrap(ctx, "made", []byte("x"), nil); return err })
+	})
+
+	// The key is wanted all the time, so the member is asked for it as soon as it serves.
+	load := startLoad(t, c, "made", 200)
+	served := watchFor(t, c, away.Name, api.MemberActive)
+	bring()
+	since := served(t)
+	now := awaitMember(t, c, away.Name, recoveredIn, isActive)
+	t.Logf("%s serves %v after kmsd has said so, with %d keys and %d commands", now.Name, time.Since(since), now.Keys, now.Commands)
+	onToken := checkValues(t, cfg, away.Name)
+	if !onToken[made.Versions[0].CheckValue] {
+		t.Errorf("%s serves without the key that was made while it was away", away.Name)
+	}
+	if onToken[old.Versions[0].CheckValue] {
+		t.Errorf("%s serves with the key that was destroyed while it was away", away.Name)
+	}
+	awaitMember(t, c, away.Name, recoveredIn, func(m api.Member) bool { return m.Commands > now.Commands+10 })
+	load.end().noneFailed(t, 20)
+	if got, err := c.Unwrap(t.Context(), "old", wrappedByOld, nil); err == nil {
+		t.Errorf("the destroyed key unwraps: %d bytes", len(got))
+	}
+	allVerify(t, c)
+}
+
+// statusIn is within what the status of a group is shown, whatever its members do.
+const statusIn = 10 * time.Millisecond
+
+// All members are lost: they hang, their drivers die, their tokens are not there. All
+// the while programs go on asking, and the status is shown from memory.
+func TestALostGroupShowsItsStatusAndServesWithItsFirstMember(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	createKey(t, c, "shop")
+	load := startOpenLoad(t, &openLoad{c: c, key: "shop", send: (*openLoad).wrap, interval: 5 * time.Millisecond})
+	status := startOpenLoad(t, &openLoad{c: c, send: (*openLoad).status, interval: 5 * time.Millisecond})
+	control := startOpenLoad(t, &openLoad{c: c, key: "shop", send: (*openLoad).read, interval: 5 * time.Millisecond})
+	settle(t, load)
+	during := func(what string, happen func()) {
+		t.Helper()
+		status.take()
+		control.take()
+		happen()
+		awaitState(t, c, api.GroupNormal)
+		shown, read, wraps := status.take(), control.take(), load.take()
+		t.Logf("%s: the status: %v; a key: %v; wraps: %v", what, shown, read, wraps)
+		shown.noFailure(t)
+		// What needs no HSM either tells how much of the time is the machine's.
+		for _, share := range []float64{0.5, 1} {
+			if took, other := shown.quantile(share), read.quantile(share); took > statusIn+4*other {
+				t.Errorf("%s: the share %v of the status was shown within %v, of a key within %v; want %v", what, share, took, other, statusIn)
+			}
+		}
+		for _, err := range wraps.failures {
+			if code := api.AsError(err).Code; code != api.CodeGroupLost {
+				t.Fatalf("%s: %s: %v", what, code, err)
+			}
+		}
+	}
+
+	during("all hang", func() {
+		for _, m := range group(t, c).Members {
+			defer freeze(t, m.DriverPID)()
+		}
+		awaitState(t, c, api.GroupLost)
+		wait(t, time.Second)
+	})
+	during("all drivers die", func() {
+		for _, m := range group(t, c).Members {
+			send(t, m.DriverPID, syscall.SIGKILL)
+		}
+		awaitState(t, c, api.GroupLost)
+	})
+	during("no token is there", func() {
+		bring := takeAll(t, s, c)
+		wait(t, long) // so long that attempts would be far apart, if somebody served
+		servesAgain(t, c, "hsm-b", bring)
+		for _, back := range bring {
+			back()
+		}
+	})
+
+	// The same when nobody asks for anything meanwhile.
+	load.end()
+	bring := takeAll(t, s, c)
+	wait(t, time.Second)
+	servesAgain(t, c, "hsm-c", bring)
+	for _, back := range bring {
+		back()
+	}
+	awaitWhole(t, c, long)
+	allVerify(t, c)
+}
+
+// long is so long that recovery, which doubles its pauses from 250 ms, has come to
+// pauses of several seconds.
+const long = 8 * time.Second
+
+// returnIn is within what the first success follows the return of the first member.
+const returnIn = time.Second
+
+// servesAgain brings the token of one member back and checks that a program is served as soon
+// as that member is. Without a load there is no call at all until then.
+func servesAgain(t *testing.T, c *client.Client, member string, bring map[string]func()) {
+	t.Helper()
+	served := watchFor(t, c, member, api.MemberActive)
+	bring[member]()
+	delete(bring, member)
+	brought := time.Now()
+	active := served(t)
+	if _, err := c.Wrap(t.Context(), "shop", random(32), nil); err != nil {
+		t.Errorf("%s serves and a wrap fails: %v", member, err)
+	}
+	success := time.Now()
+	t.Logf("%s serves %v after its token was there; the first success %v after that", member, active.Sub(brought), success.Sub(active))
+	if success.Sub(active) > returnIn {
+		t.Errorf("the first success came %v after the return of %s, want at most %v", success.Sub(active), member, returnIn)
+	}
+	if active.Sub(brought) > returnIn+driverStart {
+		t.Errorf("%s served %v after its token was there", member, active.Sub(brought))
+	}
+}
+
+// driverStart is for a driver to start and open its token on a busy machine.
+const driverStart = time.Second
+
+// wrap wraps, and does not mind if that fails.
+func (l *openLoad) wrap(due time.Time) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err := l.c.Wrap(ctx, l.key, make([]byte, 32), nil)
+	l.record(due, "wrap", err)
+}
+
+// status looks at the group.
+func (l *openLoad) status(due time.Time) {
+	_, err := l.c.Group(context.Background(), devserver.DefaultGroup)
+	l.record(due, "status", err)
+}
+
+// takeToken takes the folder of a member's token away and ends its driver; bring puts the
+// folder back.
+func takeToken(t *testing.T, s *devserver.Server, m api.Member) (bring func()) {
+	t.Helper()
+	path := filepath.Join(s.Dir, "tokens", m.Name)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	send(t, m.DriverPID, syscall.SIGKILL)
+	return func() {
+		if err := os.Rename(path+".away", path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// takeAll takes every token away and waits until kmsd knows; the result puts each back.
+func takeAll(t *testing.T, s *devserver.Server, c *client.Client) map[string]func() {
+	t.Helper()
+	awaitWhole(t, c, long)
+	bring := map[string]func(){}
+	for _, m := range group(t, c).Members {
+		bring[m.Name] = takeToken(t, s, m)
+	}
+	awaitState(t, c, api.GroupLost)
+	return bring
+}
+
+func awaitState(t *testing.T, c *client.Client, want api.GroupState) {
+	t.Helper()
+	await(t, long, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			g, err := c.Group(ctx, devserver.DefaultGroup)
+			if err == nil && g.State != want {
+				err = fmt.Errorf("the group is %s: %+v", g.State, g.Members)
+			}
+			return err
+		})
+	})
+}
+
+// watchFor begins to watch the events for a member's next entry into a state; reached
+// waits for that and returns when it was.
+func watchFor(t *testing.T, c *client.Client, member string, state api.MemberState) (reached func(t *testing.T) time.Time) {
+	since := time.Now()
+	return func(t *testing.T) (at time.Time) {
+		t.Helper()
+		await(t, long, func(ctx context.Context) error {
+			for e := range c.EventsAfter(ctx, 1000) { // so that none is missed while the stream opens
+				if e.Type == api.EventMember && e.Member == member && e.To == string(state) && e.Time.After(since) {
+					at = e.Time
+					return nil
+				}
+			}
+			return fmt.Errorf("%s was not %s: %w", member, state, ctx.Err())
+		})
+		return at
+	}
+}
+
+// checkValues reads those of all keys that are on a token, past kmsd.
+func checkValues(t *testing.T, cfg look.Config, member string) map[string]bool {
+	t.Helper()
+	objects, err := openToken(t, cfg, member).List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]bool{}
+	for _, o := range objects {
+		values[hex.EncodeToString(o.CheckValue)] = true
+	}
+	return values
+}
