@@ -28,21 +28,23 @@ type wanted struct {
 }
 
 // chooseLocked returns the least busy link that may serve, on a member neither in
-// failed nor in skip: of an active member, of a standby when no member is active or
-// all active ones have failed the caller, and, if lastResort, of one that has
-// stopped answering when nobody is in step. A member that seems to hang comes after
-// all others of its kind. Nil: none.
+// failed nor in skip: of an active member, or of a standby when no member is active, or
+// all active ones have failed the caller or seem to hang, and, if lastResort, of one that
+// has stopped answering when nobody is in step. A member that seems to hang comes after
+// all others. Nil: none.
 func (g *Group) chooseLocked(w wanted) *link {
-	state := api.MemberStandby
+	first, last := api.MemberStandby, api.MemberStandby
 	for _, m := range g.members {
 		if m.state == api.MemberActive && !w.failed.has(m) && !m.link.bars(w.key) {
-			state = api.MemberActive
-			break
+			last = api.MemberActive
+			if m.link.strikes < strikesOut {
+				first = api.MemberActive
+			}
 		}
 	}
-	l := g.leastBusyLocked(state, w, strikesOut)
+	l := g.leastBusyLocked(first, w, strikesOut)
 	if l == nil && !w.sound {
-		l = g.leastBusyLocked(state, w, strikesOut+1)
+		l = g.leastBusyLocked(last, w, strikesOut+1)
 	}
 	if l != nil || !w.lastResort || g.state != api.GroupLost {
 		return l

@@ -1,6 +1,10 @@
 package group
 
-import "time"
+import (
+	"time"
+
+	"kmsd/kms/api"
+)
 
 const (
 	hedgeFloor   = 5 * time.Millisecond // a command is never slow before this
@@ -19,7 +23,8 @@ const (
 //   - The command is slow. That may be the command's nature, and then a second member
 //     is as slow and all of them do more work, so there is a budget.
 //   - Its member hangs: it has left several commands waiting and said nothing at all,
-//     while others have answered. All of its commands move, however many they are.
+//     not to a probe either, while others have answered. All of its commands move,
+//     however many they are.
 //
 // It has no lock of its own.
 type hedger struct {
@@ -109,7 +114,8 @@ func (d *dispatch) waits(now time.Time) (what need, again time.Duration) {
 // strikeLocked reports whether a member seems to hang, to whom a command was sent
 // some time ago, and if not, when it might. A member that has said nothing for a
 // while, though others have, gets a strike from each command that it keeps waiting;
-// with its first answer they are forgotten.
+// with its first answer they are forgotten. So that there is something to go by when
+// nobody has asked anything else, it is probed, and the others too.
 func (g *Group) strikeLocked(l *link, sent, now time.Time) (hangs bool, next time.Duration) {
 	since, quiet := sent, g.hedge.quiet.after
 	if l.heard.After(since) {
@@ -118,10 +124,15 @@ func (g *Group) strikeLocked(l *link, sent, now time.Time) (hangs bool, next tim
 	if silence := now.Sub(since); silence < quiet {
 		return false, quiet - silence
 	}
-	if l.strikes < strikesOut && g.answersLocked(l, since) {
-		l.strikes++
+	if l.strikes < strikesOut {
+		g.probeLocked(l, now)
+		if g.answersLocked(l, since) {
+			l.strikes++
+		} else {
+			g.probeOthersLocked(l, now)
+		}
 	}
-	return l.strikes >= strikesOut, quiet
+	return l.strikes >= strikesOut, quiet / strikesOut // a lone command has to look that often
 }
 
 // answersLocked reports whether any other member has answered since a time.
@@ -132,4 +143,13 @@ func (g *Group) answersLocked(but *link, since time.Time) bool {
 		}
 	}
 	return false
+}
+
+// probeOthersLocked probes the members that could take a command from another one.
+func (g *Group) probeOthersLocked(but *link, now time.Time) {
+	for _, m := range g.members {
+		if l := m.link; l != but && (m.state == api.MemberActive || m.state == api.MemberStandby) {
+			g.probeLocked(l, now)
+		}
+	}
 }
