@@ -105,6 +105,39 @@ func TestARotationOnOneMemberIsRefusedUnlessItIsAllowed(t *testing.T) { // W28, 
 	})
 }
 
+func TestStatusCountsVersionsWithTooFewCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer func() { r.stop() }()
+		want := func(when string, below, without int) {
+			t.Helper()
+			if g := r.Status().Groups[0]; g.BelowMinCopies != below || g.WithoutCopy != without {
+				t.Errorf("%s %d versions have too few copies and %d none, want %d and %d", when, g.BelowMinCopies, g.WithoutCopy, below, without)
+			}
+		}
+		r.create("shop")
+		want("with all members", 0, 0)
+		r.hsms[1].leave()
+		r.hsms[2].leave()
+		r.wantStates(active, down, down)
+		want("with copies on members that are away", 0, 0)
+		if _, err := r.RotateWith(t.Context(), "shop", api.RotateOptions{AllowDegraded: true}); err != nil {
+			t.Fatal(err)
+		}
+		want("with a version on one member", 1, 0)
+		if err := r.RemoveMember(t.Context(), "", "hsm-a", true); err != nil {
+			t.Fatal(err)
+		}
+		want("without its only holder", 1, 1)
+		r.restart()
+		want("after a restart", 1, 1)
+		if _, err := r.Destroy(t.Context(), "shop", 0); err != nil {
+			t.Fatal(err)
+		}
+		want("when it is destroyed", 0, 0)
+	})
+}
+
 func TestARotationByScheduleNeverDegrades(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 3).mustStart()

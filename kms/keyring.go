@@ -23,8 +23,10 @@ type keyring struct {
 }
 
 type keyCounts struct {
-	living int
-	held   map[string]int // :: member → living versions known to be on it
+	living  int
+	below   int            // of them, those on fewer members than their key's min_copies
+	without int            // of those, the ones on no member
+	held    map[string]int // :: member → living versions known to be on it
 }
 
 // key is one key as it is at one revision. It never changes.
@@ -109,6 +111,12 @@ func (r *keyring) countLocked(k *key, by int) {
 			continue
 		}
 		c.living += by
+		if len(v.Copies) < k.rec.MinCopies {
+			c.below += by
+		}
+		if len(v.Copies) == 0 {
+			c.without += by
+		}
 		for _, m := range v.Copies {
 			c.held[m] += by
 		}
@@ -125,6 +133,17 @@ func (r *keyring) count(group, member string) (alive, held int) {
 		return 0, 0
 	}
 	return c.living, c.held[member]
+}
+
+// scarce returns how many versions of a group are on fewer members than they should be,
+// and how many of those on none, as far as is known.
+func (r *keyring) scarce(group string) (below, without int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.counts[group]; c != nil {
+		return c.below, c.without
+	}
+	return 0, 0
 }
 
 // inGroup calls fn with every key of a group, in no order, until fn returns false.

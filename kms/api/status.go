@@ -48,7 +48,11 @@ type Group struct {
 	Primary   string     `json:"primary"` // "" when lost
 	MinCopies int        `json:"min_copies"`
 	Keys      int        `json:"keys"` // living versions in the catalog
-	Members   []Member   `json:"members"`
+	// BelowMinCopies are those of Keys that fewer members than their key's min_copies are
+	// known to hold, connected or not; WithoutCopy are those of them that no member is.
+	BelowMinCopies int      `json:"below_min_copies"`
+	WithoutCopy    int      `json:"without_copy"`
+	Members        []Member `json:"members"`
 }
 
 // Member is one HSM of a group.

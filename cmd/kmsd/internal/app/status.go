@@ -104,7 +104,11 @@ func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {
 	if primary == "" {
 		primary = "none"
 	}
-	fmt.Fprintf(w, "group %s: %s, primary %s, %d key versions, at least %d copies\n", g.Name, g.State, primary, g.Keys, g.MinCopies)
+	least := "1 copy"
+	if g.MinCopies != 1 {
+		least = fmt.Sprintf("%d copies", g.MinCopies)
+	}
+	fmt.Fprintf(w, "group %s: %s, primary %s, %s, at least %s\n", g.Name, g.State, primary, counted(g.Keys, "key version"), least)
 	// What every member has fits into 80 columns; what is wrong with some, and may be
 	// long, is told below.
 	t := newTable(target, "member", "state", "role", "since", "load", "commands", "errors", "p99", "keys", "missing")
@@ -122,7 +126,25 @@ func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {
 			}
 		}
 	}
+	for _, text := range scarcity(g) {
+		if _, err := fmt.Fprintf(w, "keys: %s\n", text); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// scarcity are the lines about keys that one more loss may end, and those that are lost
+// already unless somebody comes back.
+func scarcity(g api.Group) []string {
+	var lines []string
+	if g.WithoutCopy > 0 {
+		lines = append(lines, fmt.Sprintf("no member is known to hold %s; kmsd group check names them", counted(g.WithoutCopy, "key version")))
+	}
+	if few := g.BelowMinCopies - g.WithoutCopy; few > 0 {
+		lines = append(lines, fmt.Sprintf("fewer members than min_copies hold %s; bring the others back", counted(few, "key version")))
+	}
+	return lines
 }
 
 func memberState(state api.MemberState) cell {

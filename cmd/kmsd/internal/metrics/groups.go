@@ -28,6 +28,8 @@ var (
 	groupState     = ofGroup("state", "1 for the state that the group is in, 0 for the others.", "state")
 	groupKeys      = ofGroup("keys", "Living key versions in the catalog.")
 	groupMinCopies = ofGroup("min_copies", "How many members have to hold a new key version.")
+	groupBelow     = ofGroup("keys_below_min_copies", "Living key versions that fewer members are known to hold than min_copies of their key says.")
+	groupWithout   = ofGroup("keys_without_copy", "Living key versions that no member is known to hold.")
 
 	memberInfo        = ofMember("info", "Always 1; the labels say what the member is.", "driver", "role")
 	memberState       = ofMember("state", "1 for the state that the member is in, 0 for the others.", "state")
@@ -60,7 +62,7 @@ func ofMember(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (groups) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		ready, groupState, groupKeys, groupMinCopies,
+		ready, groupState, groupKeys, groupMinCopies, groupBelow, groupWithout,
 		memberInfo, memberState, memberSince, memberRoundTrip,
 		memberInFlight, memberCommands, memberErrors, memberDuration,
 		memberKeys, memberMissing, memberForeign, memberQuarantined,
@@ -85,6 +87,8 @@ func (g groups) Collect(to chan<- prometheus.Metric) {
 		}
 		gauge(to, groupKeys, float64(group.Keys), group.Name)
 		gauge(to, groupMinCopies, float64(group.MinCopies), group.Name)
+		gauge(to, groupBelow, float64(group.BelowMinCopies), group.Name)
+		gauge(to, groupWithout, float64(group.WithoutCopy), group.Name)
 		for _, m := range group.Members {
 			collectMember(to, group.Name, m)
 			gauge(to, memberRoundTrip, unix(trips[[2]string{group.Name, m.Name}]), group.Name, m.Name)
