@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -139,10 +140,11 @@ func counted(n int, what string) string {
 	return thousands(n) + " " + what
 }
 
-// clean keeps foreign text from moving the cursor of a terminal.
+// clean keeps foreign text from moving the cursor of a terminal, and from being shown
+// in another order than it has.
 func clean(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if !unicode.IsGraphic(r) {
 			return '?'
 		}
 		return r
