@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 )
 
@@ -80,13 +81,19 @@ func (k *KMS) forgetStrangers(ctx context.Context, g *keyGroup) error {
 	return nil
 }
 
-// soleCopies returns the keys of which a member is the only one known to hold some
-// living version.
+// soleCopies returns the keys of which a member holds some living version, and no other
+// member that is there is known to. One that is away may never come back with its copy.
 func (k *KMS) soleCopies(g *keyGroup, member string) []string {
+	others := make(map[string]bool)
+	for _, m := range g.Status().Members {
+		_, stays := g.table.get(m.Name)
+		others[m.Name] = stays && m.Name != member && (serves(m.State) || m.State == api.MemberDraining)
+	}
 	var names []string
 	k.ring.inGroup(g.name, func(key *key) bool {
 		if slices.ContainsFunc(key.rec.Versions, func(v catalog.Version) bool {
-			return living(v) && len(v.Copies) == 1 && v.Copies[0] == member
+			return living(v) && slices.Contains(v.Copies, member) &&
+				!slices.ContainsFunc(v.Copies, func(m string) bool { return others[m] })
 		}) {
 			names = append(names, key.rec.Name)
 		}

@@ -191,6 +191,11 @@ func (k *KMS) complete(ctx context.Context, g *keyGroup, h half, done string, de
 		k.undo(ctx, g, h.intent)
 		return catalog.Key{}, false, err
 	}
+	if _, stays := g.table.get(h.primary.Name()); !stays {
+		k.undo(ctx, g, h.intent)
+		return catalog.Key{}, true, pluginproto.Errorf(pluginproto.ClassMember, "making key "+rec.Name,
+			"member %s was removed while it made it", h.primary.Name())
+	}
 	copies, failures := k.spread(ctx, g, h)
 	for busy := isBusy(failures); busy && k.enough(g, rec, degraded, copies, failures) != nil && pause(ctx, soonAgain); busy = isBusy(failures) {
 		copies, failures = k.spread(ctx, g, h) // better late than not at all

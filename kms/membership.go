@@ -165,21 +165,24 @@ func (k *KMS) removeMember(ctx context.Context, g *keyGroup, s seat, force bool)
 	if err := k.mayLeave(g, s.name, force); err != nil {
 		return err
 	}
-	undo, cancel := cleanup(ctx)
-	defer cancel()
 	err := g.Group.Drain(ctx, s.name, force)
+	undo, cancel := cleanup(ctx) // the time for it begins when the member is at rest
+	defer cancel()
 	if err != nil && (ctx.Err() == nil || !force) { // by force it goes with what it has in flight
 		return errors.Join(err, k.undrain(undo, g, s, ctx.Err() != nil))
 	}
 	if err := k.recordRemoval(undo, g, s, force); err != nil {
 		return errors.Join(err, k.undrain(undo, g, s, true))
 	}
-	if err := g.Group.Remove(ctx, s.name, true); err != nil && !errors.Is(err, group.ErrUnknownMember) {
-		k.log.Warn("a member was removed before it had finished", "group", g.name, "member", s.name, "error", err)
+	for slices.Contains(g.Names(), s.name) { // again when somebody has ended its drain meanwhile
+		if err := g.Group.Remove(ctx, s.name, true); err != nil && !errors.Is(err, group.ErrUnknownMember) {
+			k.log.Warn("a member is removed before it has finished", "group", g.name, "member", s.name, "error", err)
+		}
+		if k.life.Err() != nil {
+			return errClosed
+		}
 	}
-	if err := k.dismiss(undo, g, s); err != nil {
-		k.log.Warn("what a removed member held is forgotten at the next start", "group", g.name, "member", s.name, "error", err)
-	}
+	k.dismiss(ctx, g, s)
 	return nil
 }
 
@@ -194,7 +197,11 @@ func (k *KMS) recordRemoval(ctx context.Context, g *keyGroup, s seat, force bool
 	if err := k.mayLeave(g, s.name, force); err != nil {
 		return err
 	}
-	return k.remember(ctx, g, s, func(rec *catalog.Member) { rec.Removed = true })
+	if err := k.remember(ctx, g, s, func(rec *catalog.Member) { rec.Removed = true }); err != nil {
+		return err
+	}
+	g.table.remove(s.name) // whoever has the lease next, and what it was making, is told by this
+	return nil
 }
 
 // mayLeave refuses a removal that would leave the group worse than an operator may
@@ -231,16 +238,18 @@ func someKeys(names []string) string {
 }
 
 // dismiss forgets a member that the group has no more. What the configuration says of it
-// stays overruled, when it says anything.
-func (k *KMS) dismiss(ctx context.Context, g *keyGroup, s seat) error {
-	g.table.remove(s.name)
-	if err := k.forgetMember(ctx, g, s.name); err != nil {
-		return err
+// stays overruled, when it says anything. What cannot be written now is forgotten at the
+// next start.
+func (k *KMS) dismiss(ctx context.Context, g *keyGroup, s seat) {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	err := k.forgetMember(ctx, g, s.name)
+	if err == nil && g.table.entry(s.name) == "" {
+		err = k.catalog.ForgetMember(ctx, g.name, s.name)
 	}
-	if g.table.entry(s.name) == "" {
-		return k.catalog.ForgetMember(ctx, g.name, s.name)
+	if err != nil {
+		k.log.Warn("what a removed member held is forgotten at the next start", "group", g.name, "member", s.name, "error", err)
 	}
-	return nil
 }
 
 // ReplaceMember accepts another token under the name of a member.

@@ -1,0 +1,120 @@
+package kms_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kmsd/internal/memdriver"
+	"kmsd/kms"
+	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/pluginproto"
+)
+
+// script has a fault happen to the driver that a member has now, and to all later ones.
+func (h *hsm) script(f memdriver.Fault) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.faults = append(h.faults, f)
+	h.current.Script(f)
+}
+
+// noRoom is what a token says that takes no more keys.
+var noRoom = memdriver.Fault{Call: memdriver.CallCloneStep, Err: &pluginproto.Error{
+	Class: pluginproto.ClassCaller, CKR: 0x31, Op: "unwrapping", Msg: "no room", // CKR_DEVICE_MEMORY
+}}
+
+func TestAMemberIsRemovedWhenItHasMadeAPair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 3)
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.hsms[0].script(memdriver.Fault{Call: memdriver.CallGenerate, Delay: 20 * time.Second})
+		made := make(chan error, 1)
+		go func() {
+			_, err := r.CreateMasterKey(t.Context(), "pair", kms.KeyOptions{Type: string(pluginproto.ECP256)})
+			made <- err
+		}()
+		<-time.After(time.Second)
+		if err := r.RemoveMember(t.Context(), "", "hsm-a", false); err != nil {
+			t.Error(err)
+		}
+		r.wantMembers("hsm-b hsm-c")
+		if err := <-made; err != nil {
+			t.Error(err)
+		}
+		r.wantVerified("pair")
+	})
+}
+
+// A member is not let go while nobody else is certain to hold its keys: not one that is
+// away, and may never come back with them, and not one that has left.
+func TestWhoIsAwayOrHasLeftIsNoOtherHolder(t *testing.T) {
+	for _, hasLeft := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReserve(t, 4)
+			disk := &brokenDisk{Store: r.disk.Reopen()}
+			if err := r.start(disk); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { r.stop() }()
+			ctx := t.Context()
+			for _, h := range r.hsms[2:] {
+				h.script(noRoom)
+			}
+			r.create("shop") // on hsm-a and hsm-b
+			wrapped := r.wrap("shop")
+			if hasLeft {
+				disk.breaks(catalog.KindKey)
+				if err := r.RemoveMember(ctx, "", "hsm-a", false); err != nil {
+					t.Fatal(err)
+				}
+				disk.breaks("")
+			} else {
+				r.hsms[0].leave()
+				r.eventually(func() error { return r.memberIs("hsm-a", down) })
+			}
+			wantError(t, r.RemoveMember(ctx, "", "hsm-b", false), api.ErrState, "key shop")
+			r.wantUnwrap("shop", wrapped)
+		})
+	}
+}
+
+// memberIs checks the state of a member.
+func (r *rig) memberIs(name string, want api.MemberState) error {
+	for _, m := range r.Status().Groups[0].Members {
+		if m.Name == name && m.State != want {
+			return fmt.Errorf("member %s is %s (%s), want %s", name, m.State, m.Reason, want)
+		}
+	}
+	return nil
+}
+
+// brokenDisk is a store that cannot write records of one kind.
+type brokenDisk struct {
+	catalog.Store
+	mu   sync.Mutex // guards kind
+	kind catalog.Kind
+}
+
+func (d *brokenDisk) breaks(kind catalog.Kind) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.kind = kind
+}
+
+func (d *brokenDisk) Apply(ctx context.Context, changes ...catalog.Record) (uint64, error) {
+	d.mu.Lock()
+	kind := d.kind
+	d.mu.Unlock()
+	for _, r := range changes {
+		if r.Kind == kind {
+			return 0, catalog.ErrFull
+		}
+	}
+	return d.Store.Apply(ctx, changes...)
+}
