@@ -21,6 +21,7 @@ type pace struct {
 	failures  int  // attempts in a row that did not bring the member into the group
 	flaps     int  // links in a row that served for a short time only
 	permanent bool // the last failure will not mend by itself
+	toldEnd   bool // the end of the attempts has been told
 }
 
 // note takes down for how long an attempt's link served, and what ended it.

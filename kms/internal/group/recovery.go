@@ -58,47 +58,62 @@ func (g *Group) own(m *member, attempted func()) {
 // member leaves or the group is closed.
 func (g *Group) awaitTurn(m *member, p pace) bool {
 	due := time.Now().Add(p.pause())
-	for tell := true; m.ctx.Err() == nil; tell = false {
-		var turn <-chan time.Time
-		var timer *time.Timer
+	for turn := false; !turn && m.ctx.Err() == nil; {
 		g.mu.Lock()
 		changed := g.changed
-		m.nextTry = time.Time{}
-		switch r := g.cfg.Recovery; {
-		case r.Manual || m.drained:
-		case r.Retries > 0 && p.failures >= r.Retries:
-			if tell {
-				g.giveUpLocked(m)
-			}
-		default:
-			if g.state == api.GroupLost {
-				due = p.hasten(time.Now(), due)
-			}
-			m.nextTry = due
-			timer = time.NewTimer(time.Until(due))
-			turn = timer.C
-		}
+		planned := g.planLocked(m, &p, &due)
 		g.mu.Unlock()
-		tried := true
-		select {
-		case <-turn:
-		case <-m.kick:
-		case <-m.ctx.Done():
-		case <-changed:
-			tried = false // something may be otherwise now
-		}
-		if timer != nil {
-			timer.Stop()
-		}
-		if tried {
-			break
-		}
+		turn = m.awaitDue(planned, due, changed)
 	}
 	if m.ctx.Err() == nil {
 		return true
 	}
 	g.settle(m, context.Cause(m.ctx)) // which may be over as well as what ended the wait
 	return false
+}
+
+// planLocked reports whether there is to be an attempt when due has come, which may be
+// sooner now than it was.
+func (g *Group) planLocked(m *member, p *pace, due *time.Time) bool {
+	m.nextTry = time.Time{}
+	switch r := g.cfg.Recovery; {
+	case r.Manual || m.drained:
+		return false
+	case r.Retries > 0 && p.failures >= r.Retries:
+		if !p.toldEnd {
+			p.toldEnd = true
+			g.giveUpLocked(m)
+		}
+		return false
+	}
+	if g.state == api.GroupLost {
+		*due = p.hasten(time.Now(), *due)
+	}
+	m.nextTry = *due
+	return true
+}
+
+// awaitDue waits until an attempt is due, if one is planned, or is asked for. It reports
+// false when something has changed before, which may bear on that.
+func (m *member) awaitDue(planned bool, due time.Time, changed <-chan struct{}) bool {
+	var turn <-chan time.Time // nil: it has to be asked for
+	if planned {
+		pause := time.Until(due)
+		if pause <= 0 {
+			return true
+		}
+		timer := time.NewTimer(pause)
+		defer timer.Stop()
+		turn = timer.C
+	}
+	select {
+	case <-turn:
+	case <-m.kick:
+	case <-m.ctx.Done():
+	case <-changed:
+		return false
+	}
+	return true
 }
 
 // giveUpLocked tells that recovery has used up its attempts.
