@@ -107,7 +107,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &server{opts: opts, log: log, service: service, current: current, doors: doors, handler: handler, auth: principals, audit: trail}
+	s := &server{opts: opts, log: log, service: service, started: cfg, current: current, doors: doors, handler: handler, auth: principals, audit: trail}
 	if doors.tcp() {
 		if s.certs, err = newCertificates(cfg.TLS); err != nil {
 			return err
@@ -121,7 +121,8 @@ type server struct {
 	opts    Options
 	log     hclog.Logger
 	service *kms.KMS
-	current *current // read by requests while a reload changes it
+	started *config.Config // what is fixed while kmsd runs is as it says
+	current *current       // read by requests while a reload changes it
 	doors   doors
 	handler *httpapi.Handler
 	certs   *certificates // nil without a TCP listener

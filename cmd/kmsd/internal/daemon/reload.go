@@ -46,7 +46,7 @@ func (s *server) reloadConfig(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
 	left, err := s.service.Reconfigure(ctx, next.KMS(nil, nil).Groups)
-	for _, what := range append(fixed(old, next), left...) {
+	for _, what := range append(fixed(s.started, next), left...) {
 		s.log.Warn("not changed by reading the configuration anew", "what", what)
 	}
 	if err != nil {
@@ -55,8 +55,8 @@ func (s *server) reloadConfig(ctx context.Context) error {
 	return err
 }
 
-// fixed names what has changed in a configuration and is fixed while kmsd runs, beside
-// what package kms knows.
+// fixed names what differs from the configuration that kmsd was started with and is fixed
+// while it runs, beside what package kms knows.
 func fixed(old, next *config.Config) []string {
 	var changed []string
 	for _, v := range []struct {

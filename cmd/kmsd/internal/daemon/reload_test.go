@@ -90,4 +90,8 @@ func TestWhatNeedsARestartIsSaid(t *testing.T) {
 	for _, want := range []string{"min_copies of group default has changed", "balance of group default has changed", "audit has changed: it needs a restart"} {
 		r.await(t, want)
 	}
+	r.edit(t, func(text string) string { return strings.Replace(text, "other.jsonl", "audit.jsonl", 1) })
+	if strings.Contains(r.log.String(), "audit has changed") {
+		t.Error("a restart is asked for although the file says again what it said at the start")
+	}
 }
