@@ -55,8 +55,6 @@ func stateFindings(s api.Group) []api.Finding {
 		}
 		switch {
 		case serves(m.State):
-		case m.GaveUp:
-			all = append(all, faultOf(m.Name, "%s; recovery has given up after %d attempts: recover it when the cause is mended", why, m.RecoveryAttempts))
 		case strings.HasPrefix(m.CKR, "CKR_PIN_"):
 			all = append(all, faultOf(m.Name, "%s (%s): give it the right PIN, which is tried as soon as it is another one", why, m.CKR))
 		case m.State == api.MemberDraining, m.State == api.MemberSyncing:

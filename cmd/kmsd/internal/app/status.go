@@ -169,10 +169,10 @@ func troubles(m api.Member, now time.Time) []string {
 	if m.Sync != nil {
 		add("syncing %s", progressText(*m.Sync))
 	}
-	if m.GaveUp {
+	told := strings.Contains(m.Reason, "kmsd member ") // the reason says itself what to do
+	if m.GaveUp && !told {
 		add("recovery has given up, attempts: %d", m.RecoveryAttempts)
 	}
-	told := strings.Contains(m.Reason, "kmsd member ") // the reason says itself what to do
 	switch {
 	case told:
 	case m.State == api.MemberDraining:

@@ -45,6 +45,8 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 			[]string{"logging in: CKR_PIN_INCORRECT", "when it is mended: kmsd member recover hsm-a", "if it has another token now: kmsd member replace hsm-a"}},
 		{"a reason that says what to do needs no more words", api.Member{State: api.MemberFailed, Reason: "another token; accept it with: kmsd member replace hsm-a"},
 			[]string{"another token; accept it with: kmsd member replace hsm-a"}},
+		{"nor does one that says that recovery has given up", api.Member{State: api.MemberDown, Reason: "no token (given up after 2 attempts; then: kmsd member recover hsm-a)", GaveUp: true},
+			[]string{"no token (given up after 2 attempts; then: kmsd member recover hsm-a)"}},
 		{"one that is brought in step says how far it is", api.Member{State: api.MemberSyncing, Sync: &api.Progress{Done: 3120, Total: 10000, Rate: 850.2, Left: api.Duration(8100 * time.Millisecond)}},
 			[]string{"syncing 3,120 of 10,000, 850/s, 8 s left"}},
 		{"and slowly at the start", api.Member{State: api.MemberSyncing, Sync: &api.Progress{Done: 7, Total: 1234567, Rate: 0.44, Left: api.Duration(90 * time.Minute)}},
