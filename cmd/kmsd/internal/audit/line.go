@@ -14,6 +14,7 @@ import (
 const (
 	hashSize = sha256.Size
 	maxText  = 256      // bytes of a text in a record; what is longer is clipped
+	maxSpec  = 1024     // the same for the description of a member, which has paths in it
 	maxLine  = 32 << 10 // bytes of a line; every byte of a text may take six
 )
 
@@ -62,6 +63,7 @@ func appendRecord(b []byte, r Record) []byte {
 	b = appendMark(b, "allow_degraded", r.AllowDegraded)
 	b = appendMark(b, "force", r.Force)
 	b = appendMark(b, "adopt", r.Adopt)
+	b = appendClipped(b, "spec", r.Spec, maxSpec)
 	b = appendNumber(b, "suppressed", int64(r.Suppressed))
 	b = appendText(b, "outcome", r.Outcome)
 	return strconv.AppendInt(append(b, `,"duration_us":`...), r.Duration.Microseconds(), 10)
@@ -99,11 +101,15 @@ func appendMark(b []byte, name string, set bool) []byte {
 }
 
 func appendText(b []byte, name, text string) []byte {
+	return appendClipped(b, name, text, maxText)
+}
+
+func appendClipped(b []byte, name, text string, most int) []byte {
 	if text == "" {
 		return b
 	}
 	b = appendName(b, name)
-	text = clip(text)
+	text = clip(text, most)
 	if plain(text) {
 		b = append(b, '"')
 		b = append(b, text...)
@@ -122,13 +128,13 @@ func appendName(b []byte, name string) []byte {
 	return append(b, '"', ':')
 }
 
-// clip shortens a text to maxText bytes, at the border of a character.
-func clip(s string) string {
-	if len(s) <= maxText {
+// clip shortens a text to most bytes, at the border of a character.
+func clip(s string, most int) string {
+	if len(s) <= most {
 		return s
 	}
 	const dots = "..."
-	n := maxText - len(dots)
+	n := most - len(dots)
 	for n > 0 && !utf8.RuneStart(s[n]) {
 		n--
 	}

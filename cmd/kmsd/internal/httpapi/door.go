@@ -23,7 +23,7 @@ type call struct {
 	params  params
 	counted bool             // of a stranger, and not written down by itself
 	failed  map[api.Code]int // :: code → items of a batch that failed with it; nil: none
-	record  Record           // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt
+	record  Record           // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt, Spec
 }
 
 // key is the name in the path, checked.

@@ -3,6 +3,9 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"kmsd/kms/api"
 )
@@ -48,8 +51,35 @@ func onGroup[Ans any](c *call, do func(group string) (Ans, error)) (Ans, error) 
 	return do(name)
 }
 
+// Describe says in one line of text how a member was described, for the audit log. Of a
+// setting that no driver has it gives the name alone: somebody may have put a PIN there.
+func Describe(spec api.MemberSpec) string {
+	var parts []string
+	add := func(name, value string) {
+		if value != "" {
+			parts = append(parts, name+"="+value)
+		}
+	}
+	add("driver", spec.Driver)
+	add("sha256", spec.SHA256)
+	if spec.Standby {
+		add("standby", "true")
+	}
+	add("pin.file", spec.PIN.File)
+	for _, name := range slices.Sorted(maps.Keys(spec.Settings)) {
+		value := spec.Settings[name]
+		switch name {
+		case "module", "softhsm_conf", "token_label", "token_serial":
+		default:
+			value = "(not recorded)"
+		}
+		add("settings."+name, value)
+	}
+	return strings.Join(parts, " ")
+}
+
 func addMember(ctx context.Context, c *call, spec api.MemberSpec) (api.Member, error) {
-	c.record.Member = clip(spec.Name)
+	c.record.Member, c.record.Spec = clip(spec.Name), Describe(spec)
 	return onGroup(c, func(group string) (api.Member, error) { return c.service.AddMember(ctx, group, spec) })
 }
 
@@ -69,6 +99,9 @@ func removeMember(ctx context.Context, c *call, _ none) (api.Group, error) {
 
 // replaceMember takes the name from the path. A body may repeat it.
 func replaceMember(ctx context.Context, c *call, spec *api.MemberSpec) (api.Member, error) {
+	if spec != nil {
+		c.record.Spec = Describe(*spec)
+	}
 	return onMember(c, func(group, member string) (api.Member, error) {
 		if spec != nil && spec.Name != "" && spec.Name != member {
 			return api.Member{}, badRequest(fmt.Sprintf("the path says member %s and the body %s; a member keeps its name", member, clip(spec.Name)))

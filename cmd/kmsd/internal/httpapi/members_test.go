@@ -18,6 +18,8 @@ import (
 
 const spare = `{"name":"hsm-b","driver":"softhsm","pin":{"file":"/b.pin"}}`
 
+const described = `{"driver":"softhsm","sha256":"0a","standby":true,"pin":{"file":"/c.pin"},"settings":{"token_label":"c","pin":"1234"}}`
+
 // What is done to members is in the record, with what was asked for in spite of a rule.
 func TestRecordsTellWhatWasDoneToMembers(t *testing.T) {
 	k := start(t, new(apitest.Memory), nil)
@@ -29,7 +31,7 @@ func TestRecordsTellWhatWasDoneToMembers(t *testing.T) {
 		method, path, body string
 		want               httpapi.Record
 	}{
-		{"POST", "/v1/groups/default/members", spare, httpapi.Record{Operation: "add", Member: "hsm-b", Outcome: "exists"}},
+		{"POST", "/v1/groups/default/members", spare, httpapi.Record{Operation: "add", Member: "hsm-b", Spec: "driver=softhsm pin.file=/b.pin", Outcome: "exists"}},
 		{"DELETE", members + "hsm-a?force=true", "", httpapi.Record{Operation: "remove", Member: "hsm-a", Force: true, Outcome: "ok"}},
 		{"DELETE", members + "hsm-b", "", httpapi.Record{Operation: "remove", Member: "hsm-b", Outcome: "state"}},
 		{"POST", members + "hsm-b/drain?force=true", "", httpapi.Record{Operation: "drain", Member: "hsm-b", Force: true, Outcome: "ok"}},
@@ -39,6 +41,8 @@ func TestRecordsTellWhatWasDoneToMembers(t *testing.T) {
 		{"PATCH", members + "hsm-b", `{"role":"secret"}`, httpapi.Record{Operation: "role", Member: "hsm-b", Outcome: "bad_request"}},
 		{"POST", members + "hsm-b/recover", "", httpapi.Record{Operation: "recover", Member: "hsm-b", Outcome: "ok"}},
 		{"POST", members + "hsm-b/replace", "", httpapi.Record{Operation: "replace", Member: "hsm-b", Outcome: "ok"}},
+		{"POST", members + "hsm-b/replace", described, httpapi.Record{Operation: "replace", Member: "hsm-b",
+			Spec: "driver=softhsm sha256=0a standby=true pin.file=/c.pin settings.pin=(not recorded) settings.token_label=c", Outcome: "ok"}},
 		{"POST", "/v1/groups/default/reinitialize", "", httpapi.Record{Operation: "reinitialize", Outcome: "ok"}},
 		{"POST", "/v1/groups/default/check", "", httpapi.Record{Operation: "check", Outcome: "ok"}},
 		{"POST", "/v1/keys/shop/rotate", `{"allow_degraded":true}`, httpapi.Record{Key: "shop", Version: 2, AllowDegraded: true, Outcome: "ok"}},

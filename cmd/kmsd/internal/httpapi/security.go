@@ -59,6 +59,7 @@ type Record struct {
 	AllowDegraded bool   // fewer copies than min_copies were asked for
 	Force         bool   // a member was to go although it was the last
 	Adopt         bool   // unknown objects of a token were to become keys
+	Spec          string // how a member was described; "" when it was not
 	Suppressed    int    // requests without a principal that have no record of their own
 	Outcome       string // "ok", or the code of the error
 	Duration      time.Duration
