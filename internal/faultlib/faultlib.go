@@ -42,6 +42,7 @@ const (
 	Hang                          // before the call, until Disarm
 	Sleep                         // Arg milliseconds, before the call
 	Empty                         // C_FindObjects finds nothing
+	Occupy                        // Arg milliseconds, before the call; no other call of the process goes on meanwhile
 )
 
 // Fault is what happens to calls of one function.

@@ -18,7 +18,7 @@
 
 #include "pkcs11go.h"
 
-enum { CLOSE = 1, LOGOUT, ANSWER, HANG, SLEEP, EMPTY };
+enum { CLOSE = 1, LOGOUT, ANSWER, HANG, SLEEP, EMPTY, OCCUPY };
 
 #define FAULTS 16
 #define FOREVER UINT32_MAX
@@ -28,7 +28,7 @@ struct fault {
 	uint32_t left;     /* times that it will yet happen; 0: the slot is free */
 	uint32_t after;    /* calls that it lets pass before that */
 	uint32_t what;
-	uint32_t arg;      /* ANSWER: the return value; SLEEP: milliseconds; HANG: 1 while it lasts */
+	uint32_t arg;      /* ANSWER: the return value; SLEEP, OCCUPY: milliseconds; HANG: 1 while it lasts */
 	uint32_t fired;    /* times that it has happened */
 	char function[44]; /* "*": any that takes a session */
 };
@@ -41,7 +41,7 @@ static CK_SLOT_ID slot; /* of the last session that was opened */
 /*
  * Calls hold it for reading, and what takes sessions away for writing: the real
  * library does not survive that while a call uses them, and a real device has a lock
- * of its own there.
+ * of its own there. What occupies the device holds it for writing too.
  */
 static pthread_rwlock_t inside;
 
@@ -89,6 +89,11 @@ static CK_RV enter(const char *function, CK_SESSION_HANDLE session)
 		nap(2);
 	if ((f = take(SLEEP, function, session != 0)) != NULL)
 		nap(f->arg);
+	if ((f = take(OCCUPY, function, session != 0)) != NULL) {
+		pthread_rwlock_wrlock(&inside);
+		nap(f->arg);
+		pthread_rwlock_unlock(&inside);
+	}
 	if (take(CLOSE, function, session != 0) != NULL) {
 		pthread_rwlock_wrlock(&inside);
 		real->C_CloseAllSessions(slot);
