@@ -17,6 +17,7 @@ package config
 
 import (
 	"os"
+	"reflect"
 	"time"
 )
 
@@ -94,6 +95,12 @@ type Member struct {
 	Settings map[string]string `koanf:"settings"`
 
 	at string // its path in the configuration
+}
+
+// Same reports whether two entries say the same, wherever they stand.
+func (m Member) Same(other Member) bool {
+	m.at, other.at = "", ""
+	return reflect.DeepEqual(m, other)
 }
 
 // Auth names the files that say who may do what.

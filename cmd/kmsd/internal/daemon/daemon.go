@@ -209,7 +209,10 @@ func (s *server) reload(ctx context.Context) {
 		{"the configuration", func() error { return s.reloadConfig(ctx) }}, // last: it may wait for HSMs
 	}
 	for _, step := range steps {
-		if err := step.do(); err != nil {
+		began := time.Now()
+		err := step.do()
+		s.record(audit.Record{Time: began, Operation: step.what, Duration: time.Since(began)}, err)
+		if err != nil {
 			s.log.Error("reading anew; the old stays in force", "what", step.what, "error", err)
 		} else {
 			s.log.Info("read anew", "what", step.what)

@@ -1,13 +1,18 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"kmsd/cmd/kmsd/internal/audit"
 	"kmsd/cmd/kmsd/internal/config"
+	"kmsd/cmd/kmsd/internal/httpapi"
 	"kmsd/kms"
 	"kmsd/kms/api"
 )
@@ -43,6 +48,7 @@ func (s *server) reloadConfig(ctx context.Context) error {
 	}
 	s.log.SetLevel(level(next.Log.Level))
 	s.current.cfg.Store(next)
+	s.recordMembers(old, next)
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
 	left, err := s.service.Reconfigure(ctx, next.KMS(nil, nil).Groups)
@@ -53,6 +59,56 @@ func (s *server) reloadConfig(ctx context.Context) error {
 		s.current.cfg.Store(old)
 	}
 	return err
+}
+
+// record writes down what a signal has asked for. There is nobody to refuse it to.
+func (s *server) record(r audit.Record, err error) {
+	r.Remote, r.Action, r.Outcome = "signal", "reload", "ok"
+	if err != nil {
+		r.Outcome = "failed"
+	}
+	if err := s.audit.Write(r); err != nil {
+		s.log.Error("the audit log cannot be written", "operation", r.Operation, "error", err)
+	}
+}
+
+// recordMembers writes down which entries of members a new configuration changes, before
+// they are followed. How that ends is in the HA log.
+func (s *server) recordMembers(old, next *config.Config) {
+	was, is := entries(old), entries(next)
+	for _, at := range slices.SortedFunc(maps.Keys(is), place.compare) {
+		m, operation := is[at], "add"
+		if before, there := was[at]; there {
+			if operation = "change"; m.Same(before) {
+				continue
+			}
+		}
+		s.record(audit.Record{Operation: operation, Group: at.group, Member: at.member, Spec: httpapi.Describe(api.MemberSpec{
+			Driver: m.Driver, SHA256: m.SHA256, Standby: m.Standby, PIN: api.PINSource{File: m.PIN.File}, Settings: m.Settings,
+		})}, nil)
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(was), place.compare) {
+		if _, stays := is[at]; !stays {
+			s.record(audit.Record{Operation: "remove", Group: at.group, Member: at.member}, nil)
+		}
+	}
+}
+
+// place is where a member belongs.
+type place struct{ group, member string }
+
+func (p place) compare(other place) int {
+	return cmp.Or(cmp.Compare(p.group, other.group), cmp.Compare(p.member, other.member))
+}
+
+func entries(cfg *config.Config) map[place]config.Member {
+	all := make(map[place]config.Member)
+	for _, g := range cfg.Groups {
+		for _, m := range g.Members {
+			all[place{g.Name, m.Name}] = m
+		}
+	}
+	return all
 }
 
 // fixed names what differs from the configuration that kmsd was started with and is fixed

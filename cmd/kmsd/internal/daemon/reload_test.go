@@ -1,6 +1,8 @@
 package daemon_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,13 +62,47 @@ func TestMembersFollowTheFile(t *testing.T) {
 	if got := r.names(t); got != "hsm-a hsm-b hsm-c" {
 		t.Errorf("after hsm-c has come into the file the members are %s\n%s", got, r.log)
 	}
-	r.edit(t, func(text string) string { return strings.Replace(text, "name: hsm-c\n", "name: hsm-c\n          standby: true\n", 1) })
+	r.edit(t, func(text string) string {
+		return strings.Replace(text, "name: hsm-c\n", "name: hsm-c\n          standby: true\n", 1)
+	})
 	if got := r.names(t); got != "hsm-a hsm-b hsm-c(standby)" {
 		t.Errorf("after hsm-c has become a standby in the file the members are %s\n%s", got, r.log)
 	}
 	r.edit(t, func(string) string { return string(two) })
 	if got := r.names(t); got != "hsm-a hsm-b" {
 		t.Errorf("after hsm-c has left the file the members are %s\n%s", got, r.log)
+	}
+	r.wantReloads(t, "tokens and policies; the audit log; certificates; add hsm-c standby=false; the configuration; "+
+		"tokens and policies; the audit log; certificates; change hsm-c standby=true; the configuration; "+
+		"tokens and policies; the audit log; certificates; remove hsm-c standby=false; the configuration")
+}
+
+// wantReloads holds what the audit log says of signals against a list.
+func (r *running) wantReloads(t *testing.T, want string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.site.Dir, "audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(string(b)) {
+		var rec struct{ Remote, Action, Operation, Group, Member, Spec, Outcome string }
+		if err := json.Unmarshal([]byte(line), &rec); err != nil {
+			t.Fatal(err)
+		}
+		if rec.Action != "reload" {
+			continue
+		}
+		if rec.Member != "" {
+			rec.Operation += fmt.Sprintf(" %s standby=%t", rec.Member, strings.Contains(rec.Spec, " standby=true pin.file="))
+		}
+		if rec.Remote != "signal" || rec.Outcome != "ok" || (rec.Member != "") != (rec.Group == "default") {
+			t.Errorf("the audit log holds %s", line)
+		}
+		got = append(got, rec.Operation)
+	}
+	if got := strings.Join(got, "; "); got != want {
+		t.Errorf("the audit log tells of\n%s\nwant\n%s", got, want)
 	}
 }
 
