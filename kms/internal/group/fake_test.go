@@ -38,7 +38,8 @@ type hsm struct {
 	keys     map[pluginproto.KeyID]bool
 	serial   string
 	domain   string
-	beats    bool // sends heartbeats even when frozen
+	beats    bool   // sends heartbeats even when frozen
+	alone    func() // called when it is connected while a driver of it still runs; nil: it may be
 }
 
 func newHSM(name string) *hsm {
@@ -51,6 +52,9 @@ func (h *hsm) connect(ctx context.Context) (group.Conn, pluginproto.TokenInfo, e
 	h.attempts = append(h.attempts, time.Now())
 	if h.refusal != nil {
 		return nil, pluginproto.TokenInfo{}, h.refusal
+	}
+	if n := len(h.conns); n > 0 && h.alone != nil && !closed(h.conns[n-1].done) {
+		h.alone()
 	}
 	c := &conn{hsm: h, done: make(chan struct{}), pid: 100 + len(h.conns)}
 	h.conns = append(h.conns, c)

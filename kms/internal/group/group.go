@@ -41,9 +41,10 @@ type Group struct {
 	jobs  chan job       // to carriers that are idle
 	idle  atomic.Int32   // how many are
 
-	mu       sync.Mutex         // guards what follows and all of member; held for moments, never over a call
-	members  []*member          // in the order of the configuration, then of joining; never changed in place
-	byName   map[string]*member // :: name → member
+	mu       sync.Mutex                 // guards what follows and all of member; held for moments, never over a call
+	members  []*member                  // in the order of the configuration, then of joining; never changed in place
+	byName   map[string]*member         // :: name → member
+	leaving  map[string]<-chan struct{} // :: name → closed when the last one of that name that has left is gone
 	started  bool
 	closed   bool
 	state    api.GroupState
@@ -63,6 +64,7 @@ func New(cfg Config) (*Group, error) {
 	g := &Group{
 		cfg:     cfg,
 		byName:  make(map[string]*member, len(cfg.Members)),
+		leaving: make(map[string]<-chan struct{}),
 		lease:   make(chan struct{}, 1),
 		told:    make(chan struct{}, 1),
 		quiet:   make(chan struct{}),

@@ -75,7 +75,9 @@ func (g *Group) enlistLocked(cfg MemberConfig, done chan<- error) (*member, erro
 	}
 	g.byName[cfg.Name] = m
 	g.members = append(slices.Clone(g.members), m)
-	g.liveLocked(m, nil, func() {})
+	after := g.leaving[cfg.Name] // one driver of a token at a time
+	delete(g.leaving, cfg.Name)
+	g.liveLocked(m, after, func() {})
 	g.regroupLocked(time.Now(), cfg.Name)
 	return m, nil
 }
@@ -118,7 +120,7 @@ func (g *Group) Remove(ctx context.Context, name string, force bool) error {
 	switch {
 	case m.left && g.byName[name] != nil:
 		err = fmt.Errorf("removing member %s: it was replaced meanwhile", name)
-	case !m.left && !m.drained && rested == nil:
+	case !m.left && !m.drained:
 		err = fmt.Errorf("removing member %s: its drain was ended meanwhile", name)
 	case !m.left && len(g.members) == 1:
 		err = fmt.Errorf("removing member %s: %w, and the only one", name, ErrLastActive)
@@ -133,13 +135,14 @@ func (g *Group) Remove(ctx context.Context, name string, force bool) error {
 	return rested
 }
 
-// forgetLocked takes a member out of the group, unless it has left already.
+// forgetLocked takes a member out of the group, unless it has left already, or all have.
 func (g *Group) forgetLocked(m *member, why string) {
-	if m.left {
+	if m.left || g.closed {
 		return
 	}
 	g.members = slices.DeleteFunc(slices.Clone(g.members), func(other *member) bool { return other == m })
 	delete(g.byName, m.cfg.Name)
+	g.leaving[m.cfg.Name] = m.gone
 	g.partLocked(m, "removed", why)
 	g.regroupLocked(time.Now(), m.cfg.Name)
 }

@@ -38,7 +38,9 @@ func (g *Group) own(m *member, attempted func()) {
 		l, err := g.reach(m)
 		if err == nil {
 			served, err = g.tend(l, func(err error) {
-				g.settle(m, err)
+				if err != nil {
+					g.settle(m, err)
+				}
 				attempted()
 			})
 		} else {
@@ -226,7 +228,7 @@ func (g *Group) kinLocked(m *member, token pluginproto.TokenInfo) error {
 
 // tend watches a link and has its member admitted, again each time it answers
 // after a silence or its drain ends, until the link is dropped. It tells tried how
-// each admission ended. It returns for how long the member was in the group, 0 for
+// each admission ended, or the link when there was none. It returns for how long the member was in the group, 0 for
 // never, and what ended the link.
 func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err error) {
 	watched := make(chan struct{})
@@ -235,8 +237,10 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 		g.watch(l)
 	})
 	var entered time.Time
+	var begun bool // with the first admission
 	for l.ctx.Err() == nil {
 		if st, due := g.renew(l); due {
+			begun = true
 			err = g.admit(l, st)
 			switch {
 			case err == nil && entered.IsZero():
@@ -252,6 +256,9 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 		}
 	}
 	<-watched
+	if !begun {
+		tried(context.Cause(l.ctx))
+	}
 	if !entered.IsZero() {
 		served = max(time.Since(entered), 1)
 	}
@@ -295,6 +302,7 @@ func (g *Group) admit(l *link, st stint) error {
 		}
 		g.moveLocked(l.m, what, nil)
 		g.concludeLocked(l.m, nil)
+		l.m.answerLocked(nil) // before it can be lost again
 	})
 }
 
@@ -419,9 +427,8 @@ func (g *Group) bringBack(ctx context.Context, name string, needs func(*member) 
 		wake(l.again)
 	case ended && m.reaching: // the attempt that was under way when it was drained
 		g.moveLocked(m, reached, nil)
-	default:
-		wake(m.kick)
 	}
+	wake(m.kick) // for when what is under way ends before it is an attempt
 	g.mu.Unlock()
 	if silenced {
 		g.drop(l, &pluginproto.Error{Class: pluginproto.ClassMember, Op: "recovering", Msg: "given up for a new connection"})
