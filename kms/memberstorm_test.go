@@ -1,0 +1,536 @@
+package kms_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kmsd/internal/memdriver"
+	"kmsd/kms"
+	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/catalog/catalogtest"
+	"kmsd/pluginproto"
+)
+
+// In a storm of members tokens join and leave the group at random, by force and under
+// other names, while keys are made, rotated, destroyed, adopted and used, drivers and
+// kmsd itself crash at any line, and the file is edited in between. After each life of
+// kmsd, every key that was acknowledged must be on some token in the world, and no token
+// that serves may have a destroyed one. When all tokens are in one group again, each of
+// them holds exactly what the catalog says.
+func TestStormOfMembers(t *testing.T) {
+	for seed := range stormSeeds {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { newMemberStorm(t, seed).rage() })
+		})
+	}
+}
+
+// stormSeeds is how many storms there are.
+var stormSeeds = uint64(8)
+
+type memberStorm struct {
+	*reserve
+	random *rand.Rand // the main goroutine's
+	tokens []string   // labels, sorted
+	gentle bool       // nobody uses force, or takes a member's token or entry away
+	store  *catalogtest.Crasher
+
+	mu        sync.Mutex          // guards what follows
+	n         int                 // names given so far
+	kept      map[string][][]byte // :: acknowledged key that nobody has tried to destroy → envelopes
+	doomed    map[string]bool     // keys that somebody has tried to destroy, with true once that was acknowledged
+	strangers map[string]string   // :: label of an object that nobody knows → its token
+	corrupt   map[string]string   // :: identity → the token that has a wrong copy
+}
+
+func newMemberStorm(t *testing.T, seed uint64) *memberStorm {
+	s := &memberStorm{
+		reserve: newReserve(t, 3, "t-4", "t-5", "t-6"), random: rand.New(rand.NewPCG(seed, 0)), gentle: seed%2 == 0,
+		kept: make(map[string][][]byte), doomed: make(map[string]bool), strangers: make(map[string]string), corrupt: make(map[string]string),
+	}
+	for _, h := range s.hsms {
+		s.spare[h.name] = h
+	}
+	s.tokens = slices.Sorted(maps.Keys(s.spare))
+	s.hsms = nil
+	for _, label := range s.tokens {
+		s.hsms = append(s.hsms, s.spare[label])
+	}
+	s.group.Members = nil
+	for _, label := range s.tokens[:3] {
+		s.group.Members = append(s.group.Members, s.entry(label, label))
+	}
+	return s
+}
+
+// entry is a member of the file.
+func (s *memberStorm) entry(name, label string) kms.MemberConfig {
+	m, err := s.enlist("", s.spec(name, label))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return m
+}
+
+func (s *memberStorm) rage() {
+	for range 5 {
+		s.live()
+		for _, h := range s.hsms {
+			h.come()
+		}
+		s.check()
+		s.edit()
+	}
+	s.reunite()
+}
+
+// live is one life of kmsd.
+func (s *memberStorm) live() {
+	s.store = catalogtest.NewCrasher(s.disk.Reopen(), s.random.IntN(2)*s.random.IntN(400))
+	if err := s.start(s.store); err != nil {
+		if !s.store.Crashed() {
+			s.t.Fatal(err)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Duration(10+s.random.IntN(50))*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, work := range []func(*rand.Rand){s.useKeys, s.useKeys, s.operate, s.operate, s.weather} {
+		random := rand.New(rand.NewPCG(s.random.Uint64(), 0))
+		all.Go(func() {
+			for ctx.Err() == nil && !s.store.Crashed() {
+				work(random)
+				<-time.After(time.Duration(random.IntN(1000)) * time.Millisecond)
+			}
+		})
+	}
+	all.Wait()
+	if s.random.IntN(2) == 0 {
+		s.calm()
+	}
+	if s.random.IntN(2) == 0 {
+		s.store.Crash() // what is taken back at a clean end is not
+	}
+	s.stop()
+}
+
+// calm waits for the end of a storm, after which those that serve hold what any of them
+// does, and nothing that is destroyed.
+func (s *memberStorm) calm() {
+	for _, h := range s.hsms {
+		h.come()
+	}
+	s.eventually(func() error {
+		if s.store.Crashed() {
+			return nil
+		}
+		living, held := s.living(), make(map[pluginproto.KeyID]bool)
+		var serving []*hsm
+		for _, m := range s.Status().Groups[0].Members {
+			if m.State == active || m.State == standby {
+				serving = append(serving, s.spare[m.Token.Label])
+			}
+		}
+		for _, h := range serving {
+			for _, o := range s.objects(h) {
+				v, ok := living[o.ID]
+				if ok && bytes.Equal(v.CheckValue, o.CheckValue) {
+					held[o.ID] = true
+				}
+				if !ok && s.strangers[o.Label] == "" {
+					return fmt.Errorf("%s serves and holds object %s (%s), which the catalog does not know", h.name, o.ID, o.Label)
+				}
+			}
+		}
+		for _, h := range serving {
+			for id := range held {
+				if !h.holds(id) {
+					return fmt.Errorf("%s serves without %s, which others have", h.name, living[id].Identity)
+				}
+			}
+		}
+		return nil
+	})
+	if s.gentle && !s.store.Crashed() {
+		s.wantAllAmongMembers()
+	}
+}
+
+// wantAllAmongMembers checks that nobody has taken the last copy of a key out of the
+// group, when nobody has used force.
+func (s *memberStorm) wantAllAmongMembers() {
+	held := make(map[pluginproto.KeyID]bool)
+	for m, err := range catalog.New(s.disk.Reopen()).Members(s.t.Context(), "default") {
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if m.Removed || m.Token == nil {
+			continue
+		}
+		for _, id := range s.spare[m.Token.Label].token.Keys() {
+			held[id] = true
+		}
+	}
+	for id, v := range s.living() {
+		if !held[id] {
+			s.t.Errorf("%s, known to be on %v, has left the group", v.Identity, v.Copies)
+		}
+	}
+}
+
+// briefly is how long somebody waits for an operation.
+func (s *memberStorm) briefly(random *rand.Rand) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(s.t.Context(), time.Duration(1+random.IntN(30000))*time.Millisecond)
+}
+
+func (s *memberStorm) weather(random *rand.Rand) {
+	h := s.hsms[random.IntN(len(s.hsms))]
+	switch random.IntN(5) {
+	case 0:
+		h.leave()
+	case 1:
+		if d := h.driver(); d != nil {
+			d.Crash()
+		}
+	default:
+		h.come()
+	}
+}
+
+// operate does what operators do, whatever comes of it.
+func (s *memberStorm) operate(random *rand.Rand) {
+	ctx, cancel := s.briefly(random)
+	defer cancel()
+	members := s.Status().Groups[0].Members
+	name := members[random.IntN(len(members))].Name
+	token := s.tokens[random.IntN(len(s.tokens))]
+	force := !s.gentle && random.IntN(4) == 0
+	what := random.IntN(12)
+	if s.gentle && what == 5 {
+		what = 0
+	}
+	switch what {
+	case 0, 1, 2:
+		fresh := []string{token, "m-1", "m-2"}[random.IntN(3)]
+		s.AddMember(ctx, "", s.spec(fresh, token))
+	case 3, 4:
+		s.RemoveMember(ctx, "", name, force)
+	case 5:
+		spec := s.spec(name, token)
+		s.ReplaceMember(ctx, "", name, &spec)
+	case 6:
+		s.ReplaceMember(ctx, "", name, nil)
+	case 7:
+		s.Drain(ctx, "", name, force)
+	case 8:
+		s.SetRole(ctx, "", name, []string{api.RoleActive, api.RoleStandby}[random.IntN(2)], force)
+	case 9:
+		s.Recover(ctx, "", name)
+	case 10:
+		s.Reconfigure(ctx, []kms.GroupConfig{s.group})
+	case 11:
+		report, _ := s.Sync(ctx, "", api.SyncOptions{Adopt: random.IntN(2) == 0})
+		for _, name := range report.Adopted {
+			s.mu.Lock()
+			delete(s.strangers, name)
+			s.mu.Unlock()
+			s.keep(name)
+		}
+	}
+}
+
+// useKeys does what the users of keys do.
+func (s *memberStorm) useKeys(random *rand.Rand) {
+	ctx, cancel := s.briefly(random)
+	defer cancel()
+	s.mu.Lock()
+	names := slices.Sorted(maps.Keys(s.kept))
+	s.n++
+	fresh := fmt.Sprint("key-", s.n)
+	s.mu.Unlock()
+	what := random.IntN(10)
+	if len(names) == 0 {
+		what = 0
+	}
+	degraded := random.IntN(2) == 0
+	switch {
+	case what < 3:
+		if _, err := s.CreateMasterKey(ctx, fresh, kms.KeyOptions{AllowDegraded: degraded, MinCopies: random.IntN(2)}); err == nil {
+			s.keep(fresh)
+		}
+		return
+	case what < 5:
+		name := names[random.IntN(len(names))]
+		if _, err := s.RotateWith(ctx, name, api.RotateOptions{AllowDegraded: degraded}); err == nil {
+			s.keep(name)
+		} else {
+			s.known(err)
+		}
+	case what == 5:
+		name := names[random.IntN(len(names))]
+		s.mu.Lock()
+		delete(s.kept, name)
+		s.doomed[name] = s.doomed[name]
+		s.mu.Unlock()
+		_, err := s.Destroy(ctx, name, 0)
+		s.known(err)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.doomed[name] = s.doomed[name] || err == nil
+	default:
+		s.use(ctx, names[random.IntN(len(names))])
+	}
+}
+
+// keep takes down that a key is acknowledged, with an envelope under its newest version
+// when one is to be had.
+func (s *memberStorm) keep(name string) {
+	wrapped, err := s.Wrap(s.t.Context(), name, plaintextOf(name), nil)
+	s.known(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, doomed := s.doomed[name]; doomed {
+		return
+	}
+	if err != nil {
+		wrapped = nil
+	}
+	s.kept[name] = append(s.kept[name], wrapped)
+}
+
+// use unwraps all that was wrapped under a key.
+func (s *memberStorm) use(ctx context.Context, name string) {
+	s.mu.Lock()
+	envelopes := slices.Clone(s.kept[name])
+	s.mu.Unlock()
+	for _, wrapped := range envelopes {
+		if wrapped == nil {
+			continue
+		}
+		got, err := s.Unwrap(ctx, name, wrapped, nil)
+		if err == nil && !bytes.Equal(got, plaintextOf(name)) {
+			s.t.Errorf("key %s unwrapped %q", name, got)
+		}
+		s.known(err)
+	}
+}
+
+// known fails the test for an error that says that a key is not there, or that its
+// envelope is no good.
+func (s *memberStorm) known(err error) {
+	if errors.Is(err, kms.ErrNotFound) || errors.Is(err, api.ErrCorrupt) {
+		s.t.Errorf("%v", err)
+	}
+}
+
+// check holds the tokens of the world against the catalog, while kmsd does not run.
+func (s *memberStorm) check() {
+	s.t.Helper()
+	living := s.living()
+	c := catalog.New(s.disk.Reopen())
+	for name := range s.kept {
+		rec, err := c.Key(s.t.Context(), name)
+		if err != nil {
+			s.t.Errorf("key %s was acknowledged: %v", name, err)
+		}
+		if n := len(rec.Versions); n < len(s.kept[name]) {
+			s.t.Errorf("key %s has %d versions, and %d were acknowledged", name, n, len(s.kept[name]))
+		}
+		for _, v := range rec.Versions {
+			if v.State == catalog.Destroyed {
+				s.t.Errorf("key %s version %d is destroyed", name, v.Number)
+			}
+		}
+	}
+	for name, sure := range s.doomed {
+		if !sure {
+			continue
+		}
+		if rec, err := c.Key(s.t.Context(), name); err != nil || rec.Versions[0].State != catalog.Destroyed {
+			s.t.Errorf("key %s lives again: %+v, %v", name, rec, err)
+		}
+	}
+	values := make(map[pluginproto.KeyID][]string) // :: identity → tokens with the right value
+	for _, h := range s.hsms {
+		for _, o := range s.objects(h) {
+			v, ok := living[o.ID]
+			switch {
+			case ok && bytes.Equal(o.CheckValue, v.CheckValue):
+				values[o.ID] = append(values[o.ID], h.name)
+			case ok && s.corrupt[v.Identity] != h.name:
+				s.t.Errorf("%s holds another key under identity %s", h.name, o.ID)
+			}
+		}
+	}
+	for id, v := range living {
+		if len(values[id]) == 0 {
+			s.t.Errorf("%s, known to be on %v, is nowhere in the world", v.Identity, v.Copies)
+		}
+	}
+	for label, token := range s.strangers {
+		if !slices.ContainsFunc(s.objects(s.spare[token]), func(o pluginproto.Object) bool { return o.Label == label }) {
+			if _, err := c.Key(s.t.Context(), label); err != nil { // it may be adopted
+				s.t.Errorf("object %s of %s is gone", label, token)
+			}
+		}
+	}
+	if s.t.Failed() {
+		s.t.FailNow()
+	}
+}
+
+// living returns the versions that the catalog says are not destroyed.
+func (s *memberStorm) living() map[pluginproto.KeyID]catalog.Version {
+	all := make(map[pluginproto.KeyID]catalog.Version)
+	for rec, err := range catalog.New(s.disk.Reopen()).Keys(s.t.Context(), "", "") {
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, v := range rec.Versions {
+			if id, err := pluginproto.ParseKeyID(v.Identity); err == nil && v.State != catalog.Destroyed {
+				all[id] = v
+			}
+		}
+	}
+	return all
+}
+
+func (s *memberStorm) objects(h *hsm) []pluginproto.Object {
+	d := memdriver.New(memdriver.Options{Token: h.token})
+	defer d.Kill()
+	objects, err := openAs(s.t, d).List(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return objects
+}
+
+// edit changes the file and the tokens while kmsd does not run.
+func (s *memberStorm) edit() {
+	random := s.random
+	what := random.IntN(4)
+	if s.gentle && what == 0 {
+		what = 1
+	}
+	switch what {
+	case 0: // others, in another order, some under another name
+		s.group.Members = nil
+		for _, i := range random.Perm(len(s.tokens))[:1+random.IntN(4)] {
+			name := s.tokens[i]
+			if random.IntN(4) == 0 {
+				name = fmt.Sprint("f-", random.IntN(3), i)
+			}
+			s.group.Members = append(s.group.Members, s.entry(name, s.tokens[i]))
+		}
+	case 1: // the names stay, and the tokens change places
+		for i, j := range random.Perm(len(s.group.Members)) {
+			s.group.Members[i].Source = fmt.Sprint("file:", random.IntN(3))
+			s.group.Members[i].Standby = j == 0
+		}
+	}
+	h := s.hsms[random.IntN(len(s.hsms))]
+	if random.IntN(2) == 0 {
+		s.n++
+		label := fmt.Sprint("stranger-", s.n)
+		d := memdriver.New(memdriver.Options{Token: h.token})
+		defer d.Kill()
+		id := pluginproto.KeyID{0xFF, byte(s.n >> 8), byte(s.n)}
+		if _, err := openAs(s.t, d).Generate(s.t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256, Label: label}); err != nil {
+			s.t.Fatal(err)
+		}
+		s.strangers[label] = h.name
+	}
+	if random.IntN(2) == 0 {
+		s.damage(h)
+	}
+}
+
+// damage takes a copy off a token, or puts another key in its place, when another token
+// has it too.
+func (s *memberStorm) damage(h *hsm) {
+	living := s.living()
+	for _, id := range h.token.Keys() {
+		v, ok := living[id]
+		if !ok || s.corrupt[v.Identity] != "" {
+			continue
+		}
+		for _, other := range s.hsms {
+			if other != h && other.holds(id) {
+				if s.random.IntN(2) == 0 {
+					h.token.Lose(id)
+				} else {
+					h.token.Corrupt(id)
+					s.corrupt[v.Identity] = h.name
+				}
+				return
+			}
+		}
+	}
+}
+
+// reunite puts all tokens into one group and checks that each holds what it should.
+func (s *memberStorm) reunite() {
+	c := catalog.New(s.disk.Reopen())
+	for m, err := range c.Members(s.t.Context(), "default") {
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if err := c.ForgetMember(s.t.Context(), "default", m.Name); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.group.Members = nil
+	for _, label := range s.tokens {
+		s.group.Members = append(s.group.Members, s.entry("last-"+label, label))
+	}
+	s.mustStart()
+	defer s.stop()
+	s.wantStates(active, active, active, active, active, active)
+	s.eventually(s.together)
+	for name := range s.kept {
+		s.use(s.t.Context(), name)
+	}
+	s.t.Logf("%d keys are left, %d are destroyed, %d objects are nobody's", len(s.kept), len(s.doomed), len(s.strangers))
+}
+
+func (s *memberStorm) together() error {
+	living := s.living()
+	for _, h := range s.hsms {
+		right := 0
+		for _, o := range s.objects(h) {
+			v, ok := living[o.ID]
+			switch {
+			case ok && (s.corrupt[v.Identity] == h.name || bytes.Equal(o.CheckValue, v.CheckValue)):
+				right++
+			case ok:
+				return fmt.Errorf("%s holds another key under identity %s", h.name, o.ID)
+			case s.strangers[o.Label] == "":
+				return fmt.Errorf("%s holds object %s (%s), which the catalog does not know", h.name, o.ID, o.Label)
+			}
+		}
+		if right != len(living) {
+			return fmt.Errorf("%s holds %d of %d keys", h.name, right, len(living))
+		}
+	}
+	c := catalog.New(s.disk.Reopen())
+	for t, err := range c.Tombstones(s.t.Context()) {
+		if err != nil || len(t.Pending) > 0 {
+			return errors.Join(err, fmt.Errorf("the tombstone of key %s version %d is pending on %v", t.Key, t.Version, t.Pending))
+		}
+	}
+	for in, err := range c.Intents(s.t.Context()) {
+		return errors.Join(err, fmt.Errorf("an intent for key %s is left", in.Key))
+	}
+	return nil
+}
