@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -125,21 +126,38 @@ func (k *KMS) seatFor(g *keyGroup, spec api.MemberSpec) (seat, error) {
 	return s, nil
 }
 
-// neighbour returns another member whose token is looked for in the same place, "" when
-// there is none. Without it a wrong PIN would be tried on a token that serves.
+// neighbour returns another member whose token the settings describe, "" when there is
+// none. Without it a wrong PIN would be tried on a token that serves.
 func (k *KMS) neighbour(g *keyGroup, m MemberConfig) string {
 	if len(m.Settings) == 0 { // it says elsewhere which token it has
 		return ""
 	}
-	for _, s := range g.table.all() {
-		if s.name == m.Name {
+	for _, known := range g.Status().Members {
+		s, ok := g.table.get(known.Name)
+		if !ok || s.name == m.Name {
 			continue
 		}
-		if other, err := k.resolve(g, s); err == nil && placeOf(other) == placeOf(m) {
+		if other, err := k.resolve(g, s); err == nil && (placeOf(other) == placeOf(m) || describes(m, other, known.Token)) {
 			return s.name
 		}
 	}
 	return ""
+}
+
+// describes reports whether the settings of a member fit the token of another: by its
+// serial number, or by its label alone where the other's is looked for.
+func describes(m, other MemberConfig, t api.Token) bool {
+	label, serial := m.Settings["token_label"], m.Settings["token_serial"]
+	if serial != "" {
+		return serial == t.Serial && (label == "" || label == t.Label)
+	}
+	where := func(m MemberConfig) string {
+		m.Settings = maps.Clone(m.Settings)
+		delete(m.Settings, "token_label")
+		delete(m.Settings, "token_serial")
+		return placeOf(m)
+	}
+	return label != "" && label == t.Label && where(m) == where(other)
 }
 
 func refusedSpec(err error) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -39,8 +40,10 @@ func newReserve(t testing.TB, n int, spare ...string) *reserve {
 		if h == nil {
 			return kms.MemberConfig{}, fmt.Errorf("there is no token %q", spec.Settings["token_label"])
 		}
+		settings := maps.Clone(spec.Settings)
+		settings["token_label"] = h.token.Label()
 		return kms.MemberConfig{
-			Name: spec.Name, Driver: spec.Driver, Settings: map[string]string{"token_label": h.token.Label()}, Open: h.open, Standby: spec.Standby,
+			Name: spec.Name, Driver: spec.Driver, Settings: settings, Open: h.open, Standby: spec.Standby,
 			PIN: func(context.Context) ([]byte, error) { return []byte(memdriver.PIN), nil },
 		}, nil
 	}
@@ -402,6 +405,14 @@ func TestMembersThatMayNotJoin(t *testing.T) {
 
 		r.spare["twin"] = &hsm{name: "twin", token: r.hsms[0].token, pin: memdriver.PIN}
 		_, err = r.AddMember(ctx, "", r.spec("hsm-d", "twin"))
+		wantError(t, err, api.ErrBadRequest, "member hsm-d has the settings of member hsm-a")
+		elsewhere := r.spec("hsm-d", "twin")
+		elsewhere.Driver = "another"
+		elsewhere.Settings["token_serial"] = r.Status().Groups[0].Members[0].Token.Serial
+		_, err = r.AddMember(ctx, "", elsewhere)
+		wantError(t, err, api.ErrBadRequest, "member hsm-d has the settings of member hsm-a")
+		delete(elsewhere.Settings, "token_serial")
+		_, err = r.AddMember(ctx, "", elsewhere)
 		wantError(t, err, api.ErrMemberFailed, "is that of member hsm-a")
 
 		r.spare["hsm-e"].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 99, Err: &pluginproto.Error{
