@@ -79,9 +79,8 @@ func locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
 		if len(others) > 0 {
 			msg += "; present: " + strings.Join(others, ", ")
 		}
-		e := permanent(op, msg)
-		e.CKR = pluginproto.CKRTokenNotPresent
-		return place{}, e
+		// Not permanent: the library leaves out a token whose HSM is off, and it comes back.
+		return place{}, &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRTokenNotPresent, Op: op, Msg: msg}
 	default:
 		serials := make([]string, len(found))
 		for i, p := range found {

@@ -194,6 +194,9 @@ func TestATokenThatIsGone(t *testing.T) {
 		if pluginproto.ClassOf(err) != pluginproto.ClassMember || pluginproto.CKROf(err) != pluginproto.CKRTokenNotPresent {
 			t.Errorf("using the key: %v", err)
 		}
+		if e := (*pluginproto.Error)(nil); errors.As(err, &e) && e.Permanent {
+			t.Errorf("%v is permanent, although the token may come back", err)
+		}
 	}
 }
 
