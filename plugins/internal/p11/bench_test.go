@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/miekg/pkcs11"
+
 	"kmsd/pluginproto"
 	"kmsd/plugins/internal/p11"
 )
@@ -73,4 +75,36 @@ func benchmark(b *testing.B, q p11.Quirks, callers int, typ pluginproto.KeyType,
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
+}
+
+// BenchmarkClone is the copying of one key to a token that has many, as when a
+// member of a group is filled.
+func BenchmarkClone(b *testing.B) {
+	for _, keys := range []int{200, 1000, 5000} {
+		b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
+			bench := newBench(b, "token-a", "token-b")
+			source := bench.open(b)
+			bench.settings["token_label"] = "token-b"
+			target := bench.open(b)
+			fill(b, source, keys)
+			fill(b, target, keys)
+			ids, err := source.List(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				clone(b, source, target, ids[i%len(ids)].ID)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "clones/s")
+		})
+	}
+}
+
+// fill puts keys on a token, past the driver.
+func fill(t testing.TB, d *p11.Driver, keys int) {
+	t.Helper()
+	for range keys {
+		importKey(t, d, newID(), pkcs11.CKK_AES, counting(32))
+	}
 }

@@ -1,7 +1,6 @@
 package p11
 
 import (
-	"bytes"
 	"crypto"
 	"time"
 
@@ -42,7 +41,7 @@ func (s *session) cached(id pluginproto.KeyID) (*cachedKey, error) {
 		return k, nil
 	}
 	if k != nil {
-		if s.onToken(id, k) {
+		if s.shows(id, k.token) {
 			s.c.mu.Lock()
 			k.checked = now
 			s.c.mu.Unlock()
@@ -58,14 +57,8 @@ func (s *session) cached(id pluginproto.KeyID) (*cachedKey, error) {
 	return s.c.keep(id, k), nil
 }
 
-// onToken reports whether the token object behind a copy still exists.
-func (s *session) onToken(id pluginproto.KeyID, k *cachedKey) bool {
-	v, err := s.attributes(k.token, pkcs11.CKA_ID)
-	return err == nil && bytes.Equal(v[0], id[:])
-}
-
 func (s *session) lookUp(id pluginproto.KeyID) (*cachedKey, error) {
-	o, err := s.key(id)
+	o, err := s.knownKey(id)
 	if err != nil {
 		return nil, err
 	}
@@ -156,8 +149,9 @@ func (c *conn) drop(id pluginproto.KeyID) {
 	c.release(k)
 }
 
-// forget empties the cache and gives the session copies back.
+// forget empties the cache and the index and gives the session copies back.
 func (c *conn) forget() {
+	c.index.forget()
 	c.mu.Lock()
 	keys := c.keys
 	c.keys = map[pluginproto.KeyID]*cachedKey{}

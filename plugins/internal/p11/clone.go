@@ -43,7 +43,7 @@ func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 
 // cloneOut wraps a key.
 func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	o, err := s.key(req.Key)
+	o, err := s.knownKey(req.Key)
 	if err != nil {
 		return pluginproto.CloneReply{}, err
 	}
@@ -71,25 +71,38 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 // and completed by the next.
 func (s *session) cloneIn(op string, req pluginproto.CloneRequest) (out pluginproto.CloneReply, err error) {
 	var b *blob
-	var made halves
+	var made, lacking halves
 	err = s.read(func() (err error) {
 		if b, err = s.acceptBlob(op, req); err != nil {
 			return err
 		}
-		if out, err = s.heldAlready(op, b); err != nil || out.Done {
+		there, err := s.held(b.object.ID)
+		if err != nil {
 			return err
 		}
-		made, err = s.unwrap(op, b)
+		if out, err = s.heldAlready(op, b, there); err != nil || out.Done {
+			return err
+		}
+		if made, err = s.unwrap(op, b); err != nil {
+			return err
+		}
+		if lacking, err = s.lacking(op, b, there, made); err != nil {
+			_ = s.destroy(made)
+		}
 		return err
 	})
 	if err != nil || out.Done {
 		return out, err
 	}
-	if err := s.write(func() error { return s.complete(op, b, made) }); err != nil {
+	err = s.write(func() error {
+		defer func() { _ = s.destroy(made) }()
+		return s.place(b.object.ID, lacking)
+	})
+	if err != nil {
 		return out, err
 	}
 	err = s.read(func() error {
-		obj, err := s.inspect(b.object.ID)
+		obj, err := s.inspectKnown(b.object.ID)
 		if err != nil {
 			return err
 		}
@@ -118,13 +131,9 @@ func (s *session) acceptBlob(op string, req pluginproto.CloneRequest) (*blob, er
 
 // heldAlready answers for a key that the token holds. One with the same bytes
 // makes the clone a success; any other is refused and stays as it is.
-func (s *session) heldAlready(op string, b *blob) (pluginproto.CloneReply, error) {
-	o, err := s.objects(b.object.ID)
-	if err != nil {
-		return pluginproto.CloneReply{}, err
-	}
+func (s *session) heldAlready(op string, b *blob, o halves) (pluginproto.CloneReply, error) {
 	if !o.whole() {
-		return pluginproto.CloneReply{}, nil // nothing, or a half, which complete looks at
+		return pluginproto.CloneReply{}, nil // nothing, or a half, which lacking looks at
 	}
 	obj, ok, err := s.object(b.object.ID, o)
 	if err != nil {
@@ -234,37 +243,32 @@ func (s *session) importPublic(op string, obj pluginproto.Object, k kind) (pkcs1
 	return h, fail(op, err)
 }
 
-// complete puts an unwrapped key on the token. Half of a pair that is there
+// lacking returns what of a key is not on the token yet. Half of a pair that is there
 // already, from a clone or a generation that was cut short, is completed if it is
-// of the same key, and refused if not. Called under the write lock.
-func (s *session) complete(op string, b *blob, made halves) error {
-	defer func() { _ = s.destroy(made) }()
-	o, err := s.objects(b.object.ID)
-	if err != nil {
-		return err
-	}
-	switch pair := !b.object.Type.Symmetric(); {
-	case len(o.all()) == 0:
-		return s.place(made)
-	case pair && len(o.all()) == 1 && len(o.public) == 1:
-		d, err := s.describePublic(o.public[0])
+// of the same key, and refused if not.
+func (s *session) lacking(op string, b *blob, there, made halves) (halves, error) {
+	switch n, pair := len(there.all()), !b.object.Type.Symmetric(); {
+	case n == 0:
+		return made, nil
+	case pair && n == 1 && len(there.public) == 1:
+		d, err := s.describePublic(there.public[0])
 		if err != nil {
-			return err
+			return halves{}, err
 		}
 		if !bytes.Equal(d.spki, b.object.Public) {
-			return errOther(op)
+			return halves{}, errOther(op)
 		}
-		return s.place(halves{private: made.private})
-	case pair && len(o.all()) == 1 && len(o.private) == 1:
-		matches, err := s.provePair(o.private[0], b.object.Type, b.object.Public)
+		return halves{private: made.private}, nil
+	case pair && n == 1 && len(there.private) == 1:
+		matches, err := s.provePair(there.private[0], b.object.Type, b.object.Public)
 		if err != nil {
-			return err
+			return halves{}, err
 		}
 		if !matches {
-			return errOther(op)
+			return halves{}, errOther(op)
 		}
-		return s.place(halves{public: made.public})
+		return halves{public: made.public}, nil
 	default:
-		return errOther(op)
+		return halves{}, errOther(op)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // conn is one connection to the token: everything that dies with the sessions.
-// A lost one is replaced whole, never mended. Nothing in it but keys changes.
+// A lost one is replaced whole, never mended. Nothing in it but index and keys changes.
 type conn struct {
 	lib   *pkcs11.Ctx
 	c11   *crypto11.Context
@@ -26,6 +26,8 @@ type conn struct {
 
 	domainKey pkcs11.ObjectHandle // wraps and unwraps clones
 	probeKey  pkcs11.ObjectHandle // AES-256 for probes
+
+	index index // where keys are on the token
 
 	mu   sync.Mutex                       // guards keys
 	keys map[pluginproto.KeyID]*cachedKey // :: key identity → handles, valid for this connection only
@@ -54,6 +56,7 @@ func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
 		return nil, err
 	}
 	c := &conn{lib: lib, keys: map[pluginproto.KeyID]*cachedKey{}}
+	c.index.forget()
 	defer func() {
 		if err != nil {
 			c.close()

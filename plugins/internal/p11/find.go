@@ -31,6 +31,7 @@ func (s *session) find(template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, er
 // objects to nobody and says CKR_OK, and an absence seen that way is not one.
 func (s *session) findOnce(template ...*pkcs11.Attribute) (_ []pkcs11.ObjectHandle, err error) {
 	const op = "looking for objects"
+	s.job.expect(shortStep)
 	if err := s.c.lib.FindObjectsInit(s.h, template); err != nil {
 		return nil, fail(op, err)
 	}
@@ -61,7 +62,8 @@ type halves struct {
 	secret, private, public []pkcs11.ObjectHandle
 }
 
-func (o *halves) add(class uint, h pkcs11.ObjectHandle) {
+// add sorts an object in, false when it is no key.
+func (o *halves) add(class uint, h pkcs11.ObjectHandle) bool {
 	switch class {
 	case pkcs11.CKO_SECRET_KEY:
 		o.secret = append(o.secret, h)
@@ -69,7 +71,10 @@ func (o *halves) add(class uint, h pkcs11.ObjectHandle) {
 		o.private = append(o.private, h)
 	case pkcs11.CKO_PUBLIC_KEY:
 		o.public = append(o.public, h)
+	default:
+		return false
 	}
+	return true
 }
 
 // all lists the objects in the order in which they are destroyed: what is secret
@@ -85,9 +90,15 @@ func (o *halves) whole() bool {
 		len(o.secret) == 0 && len(o.private) == 1 && len(o.public) == 1
 }
 
-// objects returns what the token holds under an identity.
+// objects returns what the token holds under an identity, past every cache.
 func (s *session) objects(id pluginproto.KeyID) (halves, error) {
-	return s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+	o, err := s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+	if err != nil {
+		s.c.index.doubt(id)
+		return halves{}, err
+	}
+	s.c.index.note(id, o)
+	return o, nil
 }
 
 // gather finds objects and sorts them.
@@ -107,8 +118,8 @@ func (s *session) gather(template ...*pkcs11.Attribute) (halves, error) {
 	return o, nil
 }
 
-// key returns what the token holds under an identity, provided that it is one
-// whole key. Half of a pair, which a crash can leave behind, is no key.
+// key returns what the token holds under an identity, past every cache, provided
+// that it is one whole key. Half of a pair, which a crash can leave behind, is no key.
 func (s *session) key(id pluginproto.KeyID) (halves, error) {
 	op := "looking for the key " + id.String()
 	o, err := s.objects(id)

@@ -29,34 +29,9 @@ func (d *Driver) List(ctx context.Context) ([]pluginproto.Object, error) {
 }
 
 func (s *session) list() ([]pluginproto.Object, error) {
-	handles, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
+	byID, err := s.survey()
 	if err != nil {
 		return nil, err
-	}
-	byID := map[pluginproto.KeyID]*halves{}
-	for _, h := range handles {
-		s.job.expect(shortStep)
-		class, err := s.attributes(h, pkcs11.CKA_CLASS)
-		if err != nil {
-			return nil, err
-		}
-		switch ulong(class[0]) {
-		case pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY, pkcs11.CKO_PUBLIC_KEY:
-		default:
-			continue // certificates and data objects, some of which have no CKA_ID
-		}
-		raw, err := s.attributes(h, pkcs11.CKA_ID)
-		if err != nil {
-			return nil, err
-		}
-		id, ours := idOf(raw[0])
-		if !ours {
-			continue
-		}
-		if byID[id] == nil {
-			byID[id] = &halves{}
-		}
-		byID[id].add(ulong(class[0]), h)
 	}
 	out := make([]pluginproto.Object, 0, len(byID))
 	for id, o := range byID {
@@ -65,7 +40,7 @@ func (s *session) list() ([]pluginproto.Object, error) {
 			s.d.log.Warn("objects on the token are left out: they are not one whole key", "key", id.String(), "objects", len(o.all()))
 			continue
 		}
-		obj, ok, err := s.object(id, *o)
+		obj, ok, err := s.object(id, o)
 		if err != nil {
 			return nil, err
 		}
@@ -101,11 +76,26 @@ func (d *Driver) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto
 	})
 }
 
+// inspect looks for a key past every cache.
 func (s *session) inspect(id pluginproto.KeyID) (pluginproto.Object, error) {
 	o, err := s.key(id)
 	if err != nil {
 		return pluginproto.Object{}, err
 	}
+	return s.prove(id, o)
+}
+
+// inspectKnown is inspect for a key that was put on the token a moment ago.
+func (s *session) inspectKnown(id pluginproto.KeyID) (pluginproto.Object, error) {
+	o, err := s.knownKey(id)
+	if err != nil {
+		return pluginproto.Object{}, err
+	}
+	return s.prove(id, o)
+}
+
+// prove reads a key and makes sure that its halves belong together.
+func (s *session) prove(id pluginproto.KeyID, o halves) (pluginproto.Object, error) {
 	obj, ok, err := s.object(id, o)
 	switch {
 	case err != nil:
@@ -145,13 +135,13 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 		}
 		err = s.write(func() error {
 			defer func() { _ = s.destroy(made) }()
-			return s.place(made)
+			return s.place(spec.ID, made)
 		})
 		if err != nil {
 			return out, err
 		}
 		err = s.read(func() error {
-			out, err = s.inspect(spec.ID)
+			out, err = s.inspectKnown(spec.ID)
 			return err
 		})
 		return out, err
@@ -161,15 +151,18 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 // claim makes sure that nothing is on the token under an identity. What an
 // earlier attempt of the same call left there, or in the session, is removed.
 func (s *session) claim(op string, id pluginproto.KeyID, ours *bool) error {
-	return s.write(func() error {
-		if *ours {
+	if *ours {
+		return s.write(func() error {
 			o, err := s.gather(pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
 			if err != nil {
 				return err
 			}
+			s.c.index.doubt(id)
 			return s.destroy(o)
-		}
-		o, err := s.objects(id)
+		})
+	}
+	return s.read(func() error {
+		o, err := s.held(id)
 		if err != nil {
 			return err
 		}
@@ -235,23 +228,25 @@ func (s *session) generateWith(spec pluginproto.KeySpec) error {
 // place copies session objects to the token, all or none. The public half goes
 // first: a crash in between leaves half a pair, which is no key and holds no
 // secret. Called under the write lock.
-func (s *session) place(made halves) (err error) {
-	var placed []pkcs11.ObjectHandle
+func (s *session) place(id pluginproto.KeyID, made halves) (err error) {
+	var placed halves
+	s.c.index.doubt(id)
 	defer func() {
 		if err != nil {
-			for _, h := range placed {
-				_ = s.c.lib.DestroyObject(s.h, h)
-			}
+			_ = s.destroy(placed)
+		} else if placed.whole() { // else it completes what was there
+			s.c.index.note(id, placed)
 		}
 	}()
-	onToken := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)}
-	for _, group := range [][]pkcs11.ObjectHandle{made.public, made.private, made.secret} {
-		for _, h := range group {
-			copied, err := s.c.lib.CopyObject(s.h, h, onToken)
+	for _, part := range []struct{ from, to *[]pkcs11.ObjectHandle }{
+		{&made.public, &placed.public}, {&made.private, &placed.private}, {&made.secret, &placed.secret},
+	} {
+		for _, h := range *part.from {
+			copied, err := s.c.lib.CopyObject(s.h, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)})
 			if err != nil {
 				return fail("copying a key to the token", err)
 			}
-			placed = append(placed, copied)
+			*part.to = append(*part.to, copied)
 		}
 	}
 	return nil
@@ -281,11 +276,15 @@ func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs 
 		}
 	}
 	_, err := call(ctx, d, d.rare, func(s *session) (struct{}, error) {
+		var o halves
+		err := s.read(func() (err error) {
+			o, err = s.knownKey(id)
+			return err
+		})
+		if err != nil || label == nil {
+			return struct{}{}, err
+		}
 		return struct{}{}, s.write(func() error {
-			o, err := s.key(id)
-			if err != nil || label == nil {
-				return err
-			}
 			set := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, []byte(*label))}
 			for _, h := range o.all() {
 				if err := s.c.lib.SetAttributeValue(s.h, h, set); err != nil {
@@ -299,27 +298,33 @@ func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs 
 }
 
 // Destroy implements [pluginproto.Driver]. It also removes what is left of a key
-// whose making or destroying was cut short.
+// whose making or destroying was cut short. Looking for objects takes long where the
+// token has many, and is done without keeping commands waiting.
 func (d *Driver) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 	op := "destroying the key " + id.String()
 	begun := false // that an attempt found it; outlives a lost connection
 	_, err := call(ctx, d, d.rare, func(s *session) (struct{}, error) {
-		return struct{}{}, s.write(func() error {
-			o, err := s.objects(id)
-			if err != nil {
-				return err
-			}
+		var o halves
+		err := s.read(func() (err error) {
+			o, err = s.objects(id)
+			return err
+		})
+		if err != nil {
+			return struct{}{}, err
+		}
+		err = s.write(func() error {
 			s.c.drop(id)
-			if len(o.all()) == 0 {
-				if begun {
-					return nil
-				}
+			if len(o.all()) == 0 && !begun {
 				return pluginproto.Errorf(pluginproto.ClassNotFound, op, "it is not on the token")
 			}
 			begun = true
-			if err := s.destroy(o); err != nil {
-				return err
-			}
+			s.c.index.doubt(id)
+			return s.destroy(o)
+		})
+		if err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, s.read(func() error {
 			left, err := s.objects(id)
 			if err != nil {
 				return err

@@ -16,7 +16,7 @@ import (
 )
 
 // importKey puts a key with known bytes on the token, past the driver.
-func importKey(t *testing.T, d *p11.Driver, id pluginproto.KeyID, typ uint, value []byte) {
+func importKey(t testing.TB, d *p11.Driver, id pluginproto.KeyID, typ uint, value []byte) {
 	t.Helper()
 	err := d.Raw(func(lib *pkcs11.Ctx, sh pkcs11.SessionHandle) error {
 		template := []*pkcs11.Attribute{
@@ -192,14 +192,14 @@ func TestForeignObjectsDoNoHarm(t *testing.T) {
 }
 
 // clone relays a key from one token to the other.
-func clone(t *testing.T, from, to *p11.Driver, id pluginproto.KeyID) {
+func clone(t testing.TB, from, to *p11.Driver, id pluginproto.KeyID) {
 	t.Helper()
 	if err := tryClone(t, from, to, id); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func tryClone(t *testing.T, from, to *p11.Driver, id pluginproto.KeyID) error {
+func tryClone(t testing.TB, from, to *p11.Driver, id pluginproto.KeyID) error {
 	t.Helper()
 	transfer := newID()
 	out, err := from.CloneStep(t.Context(), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneSource, Key: id})
