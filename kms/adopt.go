@@ -2,12 +2,14 @@ package kms
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"kmsd/kms/api"
@@ -20,12 +22,16 @@ import (
 // stranger is an object that nobody here knows, and who holds it.
 type stranger struct {
 	pluginproto.Object
+	name    string // of the key, and number of the version, that its label says
+	number  int
 	holders []string // members in step that showed it
 	other   string   // one that showed another key under its identity; "": none
 }
 
 // adopt makes master keys of what members in step hold and nobody here knows. It
-// returns the names of the new keys, and why an object did not become one.
+// returns the names of the new keys, and why an object did not become one. What kmsd has
+// made itself, before its catalog was lost, has the version in its label: all versions of
+// a key are adopted together or not at all.
 //
 // No intent is written: to undo it would be to destroy somebody's key. The object is
 // cloned to the other members first, where it is as unknown as before, and becomes a
@@ -33,27 +39,45 @@ type stranger struct {
 func (k *KMS) adopt(ctx context.Context, g *keyGroup, found map[string]replica.Report) (adopted []string, refused map[pluginproto.KeyID]string, err error) {
 	strangers := gather(found)
 	refused = make(map[pluginproto.KeyID]string)
-	for _, s := range strangers {
-		if why := unfit(s, strangers); why != nil {
-			refused[s.ID] = why.Error()
-			continue
+	for len(strangers) > 0 {
+		n := 1
+		for n < len(strangers) && strangers[n].name == strangers[0].name {
+			n++
 		}
-		_, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) { return k.adoptOne(ctx, g, s) })
+		versions := strangers[:n]
+		strangers = strangers[n:]
+		err := unfit(versions)
+		if err == nil {
+			_, err = detached(ctx, k, func(ctx context.Context) (catalog.Key, error) { return k.adoptKey(ctx, g, versions) })
+		}
 		switch {
 		case err == nil:
-			adopted = append(adopted, s.Label)
+			adopted = append(adopted, versions[0].name)
+			continue
 		case errors.Is(err, errClosed):
 			return adopted, refused, err
 		case over(ctx) != nil: // whatever the work has made of that
 			return adopted, refused, over(ctx)
-		default:
+		}
+		for _, s := range versions {
 			refused[s.ID] = err.Error()
 		}
 	}
 	return adopted, refused, nil
 }
 
-// gather puts together what members hold under the same identity, by label.
+// labelled returns the key and the version that a label says: those of kmsd are
+// NAME/VERSION, another program's is the name of a first version.
+func labelled(label string) (name string, number int) {
+	if i := strings.LastIndexByte(label, '/'); i >= 0 {
+		if n, err := strconv.Atoi(label[i+1:]); err == nil && n > 0 && strconv.Itoa(n) == label[i+1:] {
+			return label[:i], n
+		}
+	}
+	return label, 1
+}
+
+// gather puts together what members hold under the same identity, by key and version.
 func gather(found map[string]replica.Report) []stranger {
 	byID := make(map[pluginproto.KeyID]*stranger)
 	for _, member := range slices.Sorted(maps.Keys(found)) {
@@ -61,7 +85,9 @@ func gather(found map[string]replica.Report) []stranger {
 			s := byID[o.ID]
 			switch {
 			case s == nil:
-				byID[o.ID] = &stranger{Object: o, holders: []string{member}}
+				s = &stranger{Object: o, holders: []string{member}}
+				s.name, s.number = labelled(o.Label)
+				byID[o.ID] = s
 			case sameKey(s.Object, o):
 				s.holders = append(s.holders, member)
 			case s.other == "":
@@ -74,10 +100,7 @@ func gather(found map[string]replica.Report) []stranger {
 		all = append(all, *s)
 	}
 	slices.SortFunc(all, func(a, b stranger) int {
-		if c := strings.Compare(a.Label, b.Label); c != 0 {
-			return c
-		}
-		return bytes.Compare(a.ID[:], b.ID[:])
+		return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.number, b.number), bytes.Compare(a.ID[:], b.ID[:]))
 	})
 	return all
 }
@@ -86,17 +109,36 @@ func sameKey(a, b pluginproto.Object) bool {
 	return a.Type == b.Type && bytes.Equal(a.CheckValue, b.CheckValue)
 }
 
-// unfit says why an object cannot become a master key, as far as it shows; nil: it may.
-func unfit(s stranger, all []stranger) error {
+// unfit says why objects cannot become the versions of a master key, as far as it shows;
+// nil: they may.
+func unfit(versions []stranger) error {
+	for i, s := range versions {
+		if i > 0 && s.number == versions[i-1].number {
+			return fmt.Errorf("objects %s and %s have both the label %q: give one of them another", versions[i-1].ID, s.ID, s.Label)
+		}
+		if s.Type != versions[0].Type {
+			return fmt.Errorf("objects %s and %s are versions of one key by their labels, and of different types: give one of them another label", versions[0].ID, s.ID)
+		}
+		if err := unfitAlone(s); err != nil {
+			return ofVersion(versions, i, err)
+		}
+	}
+	return nil
+}
+
+// ofVersion says which version of several an error is about.
+func ofVersion(versions []stranger, i int, err error) error {
+	if len(versions) == 1 {
+		return err
+	}
+	return fmt.Errorf("version %d of it (object %s): %w", versions[i].number, versions[i].ID, err)
+}
+
+func unfitAlone(s stranger) error {
 	if s.other != "" {
 		return fmt.Errorf("members %s and %s hold different keys under this identity: find out which is right and remove the other", s.holders[0], s.other)
 	}
-	for _, o := range all {
-		if o.Label == s.Label && o.ID != s.ID {
-			return fmt.Errorf("object %s has the label %q too: give one of them another", o.ID, s.Label)
-		}
-	}
-	if err := api.CheckName(s.Label); err != nil {
+	if err := api.CheckName(s.name); err != nil {
 		return fmt.Errorf("its label %q cannot be the name of a key: %w", s.Label, err)
 	}
 	if !slices.Contains(pluginproto.KeyTypes(), s.Type) {
@@ -108,38 +150,49 @@ func unfit(s stranger, all []stranger) error {
 	return nil
 }
 
-// adoptOne makes one object a master key.
-func (k *KMS) adoptOne(ctx context.Context, g *keyGroup, s stranger) (catalog.Key, error) {
+// adoptKey makes objects the versions of one master key.
+func (k *KMS) adoptKey(ctx context.Context, g *keyGroup, versions []stranger) (catalog.Key, error) {
 	release, err := g.Lease(ctx)
 	if err != nil {
 		return catalog.Key{}, err
 	}
 	defer release()
-	if old, err := k.ring.get(s.Label); err == nil {
+	if old, err := k.ring.get(versions[0].name); err == nil {
 		return catalog.Key{}, taken(old.rec)
 	}
-	if err := k.unclaimed(ctx, s.ID); err != nil {
+	_, rec, err := k.fresh(versions[0].name, KeyOptions{Type: string(versions[0].Type), Group: g.name})
+	if err != nil {
 		return catalog.Key{}, err
+	}
+	rec.Versions = nil
+	for i, s := range versions {
+		v, err := k.adoptVersion(ctx, g, rec, s)
+		if err != nil {
+			return catalog.Key{}, ofVersion(versions, i, err)
+		}
+		rec.Versions = append(rec.Versions, v)
+	}
+	return k.putStranger(ctx, g, rec)
+}
+
+// adoptVersion finds out whether an object can be used, and clones it.
+func (k *KMS) adoptVersion(ctx context.Context, g *keyGroup, rec catalog.Key, s stranger) (v catalog.Version, err error) {
+	if err := k.unclaimed(ctx, s.ID); err != nil {
+		return v, err
 	}
 	holder, object, err := k.reexamine(ctx, g, s)
 	if err != nil {
-		return catalog.Key{}, err
+		return v, err
 	}
 	if err := tryOut(ctx, holder, object); err != nil {
-		return catalog.Key{}, err
+		return v, err
 	}
-	_, rec, err := k.fresh(s.Label, KeyOptions{Type: string(s.Type), Group: g.name})
-	if err != nil {
-		return catalog.Key{}, err
-	}
-	rec.Versions = []catalog.Version{{
-		Number: 1, Identity: s.ID.String(), State: catalog.Enabled, Created: now(),
+	v = catalog.Version{
+		Number: s.number, Identity: s.ID.String(), State: catalog.Enabled, Created: now(),
 		CheckValue: object.CheckValue, Public: object.Public,
-	}}
-	if rec.Versions[0].Copies, err = k.spreadStranger(ctx, g, rec, holder, object); err != nil {
-		return catalog.Key{}, err
 	}
-	return k.putStranger(ctx, g, rec)
+	v.Copies, err = k.spreadStranger(ctx, g, rec, s.number, holder, object)
+	return v, err
 }
 
 // unclaimed returns an error when an identity is that of any key, past, present or
@@ -231,11 +284,11 @@ func tryOut(ctx context.Context, m group.Member, o pluginproto.Object) error {
 // spreadStranger clones an object to every other member in step and returns who
 // holds it then. Enough of them must; without another one, it must at least come out
 // of its token, or no other member could ever hold it.
-func (k *KMS) spreadStranger(ctx context.Context, g *keyGroup, rec catalog.Key, holder group.Member, o pluginproto.Object) ([]string, error) {
+func (k *KMS) spreadStranger(ctx context.Context, g *keyGroup, rec catalog.Key, number int, holder group.Member, o pluginproto.Object) ([]string, error) {
 	if err := k.enough(g, rec, false, names(g.InStep()), nil); err != nil {
 		return nil, err // before anything is copied in vain
 	}
-	h := half{primary: holder, copy: replica.Copy{ID: o.ID, Type: o.Type, CheckValue: o.CheckValue, Key: rec.Name, Version: 1}}
+	h := half{primary: holder, copy: replica.Copy{ID: o.ID, Type: o.Type, CheckValue: o.CheckValue, Key: rec.Name, Version: number}}
 	copies, failures := k.spread(ctx, g, h)
 	if len(copies)+len(failures) == 1 {
 		if _, err := holder.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: o.ID}); err != nil {
@@ -267,7 +320,8 @@ func (k *KMS) putStranger(ctx context.Context, g *keyGroup, rec catalog.Key) (ca
 	if err := k.ring.put(rec); err != nil {
 		return catalog.Key{}, err
 	}
-	k.tell(rec, "adopted", "version", 1, "copies", rec.Versions[0].Copies)
+	newest := rec.Versions[len(rec.Versions)-1]
+	k.tell(rec, "adopted", "version", newest.Number, "copies", newest.Copies)
 	g.janitor.wake() // for members that could not take it
 	return rec, nil
 }

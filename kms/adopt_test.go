@@ -71,6 +71,68 @@ func TestAdoptionMakesAMasterKeyOfAnObjectThatNobodyKnows(t *testing.T) {
 	}
 }
 
+// The tokens are whole, the catalog is gone: kmsd knows its own keys by their labels.
+func TestAdoptionBringsBackTheKeysOfALostCatalog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3).mustStart()
+		defer func() { r.stop() }()
+		r.create("shop")
+		wrapped := [][]byte{r.wrap("shop")}
+		for range 10 { // so that the versions are not in the order of their labels
+			if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+				t.Fatal(err)
+			}
+			wrapped = append(wrapped, r.wrap("shop"))
+		}
+		r.create("till")
+		till := r.wrap("till")
+		r.stop()
+		r.disk = catalogtest.NewMemory()
+		r.mustStart()
+		r.wantStates(active, active, active)
+
+		report, _ := r.sync(adopting)
+		if fmt.Sprint(report.Adopted) != "[shop till]" {
+			t.Fatalf("adopted %v: %+v", report.Adopted, report.Members)
+		}
+		for _, w := range wrapped {
+			r.wantUnwrap("shop", w)
+		}
+		r.wantUnwrap("till", till)
+		r.wantConsistent()
+		r.wantVerified("shop")
+		if n, err := r.Rotate(t.Context(), "shop"); err != nil || n != 12 {
+			t.Errorf("Rotate = %d, %v", n, err)
+		}
+	})
+}
+
+func TestAKeyIsAdoptedWithAllItsVersionsOrNotAtAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		r.hsms[0].makeBehind(t, 1, pluginproto.AES256, "till/1")
+		r.hsms[0].makeBehind(t, 2, pluginproto.AES128, "till/2")
+		r.hsms[0].makeBehind(t, 3, pluginproto.AES256, "shop/0")
+		r.hsms[0].makeBehind(t, 4, pluginproto.AES256, "late/7")
+		report, by := r.sync(adopting)
+		if fmt.Sprint(report.Adopted) != "[late]" {
+			t.Errorf("adopted %v", report.Adopted)
+		}
+		for _, o := range by["hsm-a"].Foreign {
+			want := map[string]string{"shop/0": `its label "shop/0" cannot be`, "till/1": "of different types", "till/2": "of different types", "late/7": ""}[o.Label]
+			if !strings.Contains(o.Refused, want) || (o.Refused == "") != (want == "") {
+				t.Errorf("%s: refused because %q, want %q", o.Label, o.Refused, want)
+			}
+		}
+		key, err := r.Key(t.Context(), "late")
+		if err != nil || len(key.Versions) != 1 || key.Primary != 7 {
+			t.Errorf("the key is %+v, %v", key, err)
+		}
+		r.wantUnwrap("late", r.wrap("late"))
+	})
+}
+
 // wantServesAlone uses a key on one member only.
 func (r *rig) wantServesAlone(only *hsm, name string, typ pluginproto.KeyType) {
 	r.t.Helper()
@@ -116,7 +178,7 @@ func TestAdoptionRefusesWhatCannotBecomeAMasterKey(t *testing.T) {
 		{"two objects have the label", func(t *testing.T, r *rig) {
 			make1("till")(t, r)
 			r.hsms[1].makeBehind(t, 2, pluginproto.AES256, "till")
-		}, `has the label "till" too`},
+		}, `have both the label "till"`},
 		{"two members hold different keys under its identity", func(t *testing.T, r *rig) {
 			make1("till")(t, r)
 			r.hsms[1].makeBehind(t, 1, pluginproto.AES256, "till")
