@@ -81,7 +81,8 @@ func (s *session) lookUp(id pluginproto.KeyID) (*cachedKey, error) {
 }
 
 // sessionCopy makes the copy of a secret key that commands run on, where that
-// pays. The copy is sensitive as the key is, and cannot be extracted as it can.
+// pays. The copy is sensitive as the key is, and cannot be extracted as it can. A key
+// of another program's that may not be copied, or not so, serves itself.
 func (s *session) sessionCopy(key pkcs11.ObjectHandle) (pkcs11.ObjectHandle, error) {
 	if !s.d.quirks.SessionCopies {
 		return key, nil
@@ -90,7 +91,10 @@ func (s *session) sessionCopy(key pkcs11.ObjectHandle) (pkcs11.ObjectHandle, err
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
 	})
-	return h, fail("copying a key into the session", err)
+	if err = fail("copying a key into the session", err); pluginproto.ClassOf(err) == pluginproto.ClassCaller {
+		return key, nil
+	}
+	return h, err
 }
 
 // signer asks crypto11 for a pair that is known to be whole.

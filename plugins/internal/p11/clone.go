@@ -56,7 +56,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 	}
 	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, append(o.secret, o.private...)[0])
 	if err != nil {
-		return pluginproto.CloneReply{}, fail(op, err)
+		return pluginproto.CloneReply{}, refusedToWrap(op, err)
 	}
 	b := blob{transfer: req.Transfer, object: obj, wrapped: wrapped}
 	out, err := b.encode(s.d.secrets.domain)
@@ -64,6 +64,22 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
 	}
 	return pluginproto.CloneReply{Blob: out, Done: true, Object: &obj}, nil
+}
+
+// refusedToWrap says why a key cannot leave its token, where that is the doing of
+// whoever made it.
+func refusedToWrap(op string, err error) error {
+	ckr, _ := ckrOf(err)
+	e := &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: ckr, Op: op}
+	switch ckr {
+	case pkcs11.CKR_KEY_UNEXTRACTABLE:
+		e.Msg = "it was made to stay on its token: its attribute CKA_EXTRACTABLE is false, which cannot be changed"
+	case pkcs11.CKR_KEY_NOT_WRAPPABLE:
+		e.Msg = "the token does not let it out under the domain key: its attribute CKA_WRAP_WITH_TRUSTED is true, perhaps"
+	default:
+		return fail(op, err)
+	}
+	return e
 }
 
 // cloneIn unwraps a key into a session object, proves it there, and only then

@@ -17,7 +17,8 @@ func checkKeyLabel(op, label string) error {
 }
 
 // List implements [pluginproto.Driver]. Objects of other applications, keys of
-// other types and halves of pairs are left out; none of them stops the listing.
+// other types or without a check value and halves of pairs are left out; none of
+// them stops the listing.
 func (d *Driver) List(ctx context.Context) ([]pluginproto.Object, error) {
 	return call(ctx, d, d.rare, func(s *session) (out []pluginproto.Object, err error) {
 		err = s.read(func() error {
@@ -41,6 +42,10 @@ func (s *session) list() ([]pluginproto.Object, error) {
 			continue
 		}
 		obj, ok, err := s.object(id, o)
+		if ckr, _ := ckrOf(err); ckr == pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED {
+			s.d.log.Warn("a key on the token is left out: its attributes do not let it encrypt, or sign, so it has no check value", "key", id.String())
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
