@@ -246,6 +246,7 @@ func (h *Handler) audit(ctx context.Context, c *call, err error) *api.Error {
 	if auditErr := h.cfg.Audit.Record(context.WithoutCancel(ctx), c.record); auditErr != nil {
 		h.cfg.Logger.Error("the audit log cannot be written, so the request fails", "request_id", c.record.RequestID, "error", auditErr)
 		e = errorFor(api.NewError(api.CodeInternal, "the audit log cannot be written", auditErr), c.record.RequestID)
+		e.Hint = "nothing is answered without it; make room for it, kmsd's log says where; what was asked for may have been done"
 	}
 	return e
 }
