@@ -198,7 +198,7 @@ func (k *KMS) unwrap(ctx context.Context, key *key, wrapped, aad []byte) (_ []by
 
 func wrongKey(key *key) error {
 	e := api.NewError(api.CodeWrongKey, fmt.Sprintf("the envelope was not made with key %s", key.rec.Name), nil)
-	e.Hint = "name the key that it was wrapped with"
+	e.Hint = "name the key that it was wrapped with; if it is this one, the catalog was restored from before that version was made: synchronizing the group lists what it does not know"
 	return e
 }
 
