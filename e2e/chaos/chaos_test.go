@@ -19,7 +19,7 @@ import (
 
 var (
 	seed     = flag.Uint64("seed", 0, "the seed of the faults; 0: a fixed one, and a new one with half as many faults")
-	faults   = flag.Int("faults", 22, "how many faults a run has; 22 have every kind once")
+	faults   = flag.Int("faults", 25, "how many faults a run has; 25 have every kind once")
 	members  = flag.Int("members", 3, "how many members the group has")
 	kinds    = flag.String("kinds", "", "only faults of these kinds, separated by commas; \"\" means all")
 	planOnly = flag.Bool("plan", false, "print the plan of the seed and do nothing")
@@ -113,9 +113,14 @@ func carryOut(t *testing.T, plan chaos.Plan) {
 	done := s.suffer(t, plan)
 	took := time.Since(begin)
 	load.end()
+	t.Logf("seed %d:\n%v", plan.Seed, &s.report)
 
 	final := s.inspect(t, load)
 	final.Stalls = load.stalls
+	for what, n := range failures(t, s.server.Log) {
+		t.Logf("kmsd said %d times: %s", n, what)
+	}
+	noneIsLeft(t, commandTimeout+2*time.Second)
 	requests := history.Requests()
 	t.Logf("seed %d: %d faults in %v, %v; the test itself stood still %d times, at most %v", plan.Seed, done, took.Round(time.Second),
 		summary(requests), len(final.Stalls), worst(final.Stalls))
@@ -135,22 +140,31 @@ const stepTime = time.Minute
 // suffer carries out the steps of a plan in their order, each as soon as the member
 // it hurts is whole and another one stays so, and returns how many there were when
 // the last has been healed.
-func (s *site) suffer(t *testing.T, plan chaos.Plan) (done int) {
+func (s *site) suffer(t *testing.T, plan chaos.Plan) (begun int) {
 	hurt := newTriage(plan.Members)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for i, step := range plan.Steps {
-		ctx, cancel := context.WithTimeout(t.Context(), stepTime)
-		if err := hurt.take(ctx, step.Hurts(plan.Members)); err != nil {
+		turn, done := timeout(t, stepTime)
+		err := hurt.take(turn, step.Hurts(plan.Members))
+		done()
+		if err != nil {
 			t.Errorf("fault %d, %v, never had its turn: %v", i+1, step, err)
-			cancel()
-			return done
+			return begun
 		}
+		ctx, cancel := timeout(t, stepTime)
+		s.report.begin()
 		wg.Go(func() {
 			defer cancel()
 			defer hurt.giveBack(step.Hurts(plan.Members))
 			begin := time.Now()
 			err := carry[step.Kind](ctx, s, step)
+			failed := s.hadFailed(step.Hurts(plan.Members))
+			s.report.healed(step.Kind, time.Since(begin), failed)
+			if failed && step.Kind != chaos.TokenReplaced {
+				t.Errorf("fault %d at %s, %v: the member was failed, as if somebody had to mend it", i+1, begin.Format(clock), step)
+			}
+			s.report.weigh(s.pid())
 			if err != nil {
 				t.Errorf("fault %d at %s, %v: after %v: %v", i+1, begin.Format(clock), step, time.Since(begin).Round(time.Millisecond), err)
 			}
@@ -158,13 +172,14 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (done int) {
 				t.Logf("%s fault %3d %v: whole after %v", begin.Format(clock), i+1, step, time.Since(begin).Round(time.Millisecond))
 			}
 		})
-		done++
+		begun++
 		pause(ctx, step.Pause)
 	}
-	return done
+	return begun
 }
 
-// triage sees to it that nobody is hurt twice at a time and one member stays whole.
+// triage sees to it that nobody is hurt twice at a time and one member stays whole, unless
+// all are to be hurt.
 type triage struct {
 	members int
 
@@ -195,7 +210,7 @@ func (q *triage) take(ctx context.Context, them []int) error {
 func (q *triage) tryTake(them []int) (changed chan struct{}, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.hurt)+len(them) >= q.members {
+	if all := len(them) == q.members; len(q.hurt)+len(them) >= q.members && !(all && len(q.hurt) == 0) {
 		return q.changed, false
 	}
 	for _, m := range them {
@@ -217,6 +232,11 @@ func (q *triage) giveBack(them []int) {
 	}
 	close(q.changed)
 	q.changed = make(chan struct{})
+}
+
+// timeout is a context that ends after that time, or with the test.
+func timeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), d)
 }
 
 // pause waits, or until ctx ends.

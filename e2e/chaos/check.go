@@ -44,6 +44,7 @@ func (v Violation) String() string { return string(v.Rule) + ": " + v.Text }
 // Check returns every breach of what kmsd promises, in a history and in what was found
 // at the end. Unwraps of all envelopes that should work belong at the end of the history.
 func Check(requests []Request, final Final) []Violation {
+	final.Stalls = merge(final.Stalls)
 	c := &checker{lives: map[string]*life{}, plain: map[string]string{}, final: final}
 	c.read(requests)
 	for _, r := range requests {
@@ -180,6 +181,18 @@ func (c *checker) late(r Request) time.Duration {
 		late -= max(0, to.Sub(from))
 	}
 	return late
+}
+
+// merge returns the same times without those that are told twice.
+func merge(stalls []Stall) (merged []Stall) {
+	for _, s := range slices.SortedFunc(slices.Values(stalls), func(a, b Stall) int { return a.From.Compare(b.From) }) {
+		if last := len(merged) - 1; last >= 0 && !s.From.After(merged[last].To) {
+			merged[last].To = latest(merged[last].To, s.To)
+		} else {
+			merged = append(merged, s)
+		}
+	}
+	return merged
 }
 
 func latest(a, b time.Time) time.Time {

@@ -183,6 +183,9 @@ func TestAnAnswerIsNotLateWhileNobodyLooks(t *testing.T) {
 			finds(t, late, final, tt.want)
 		})
 	}
+	final := ending() // told by two threads, it is the same 30 ms
+	final.Stalls = []chaos.Stall{{From: at(40.05), To: at(40.08)}, {From: at(40.06), To: at(40.08)}, {From: at(40.05), To: at(40.07)}}
+	finds(t, late, final, chaos.Late)
 }
 
 // finds checks that there is a breach of that promise, or none at all.

@@ -42,6 +42,9 @@ var carry = map[chaos.Kind]func(context.Context, *site, chaos.Step) error{
 	chaos.RemoveAdd:       removeAdd,
 	chaos.Reload:          reload,
 	chaos.KillDaemon:      func(ctx context.Context, s *site, _ chaos.Step) error { return s.restart(ctx) },
+	chaos.ReloadRemove:    reloadRemove,
+	chaos.FreezeDaemon:    func(ctx context.Context, s *site, step chaos.Step) error { return s.freeze(ctx, step.Hold) },
+	chaos.LoseAll:         loseAll,
 }
 
 const deviceMemory = 0x31 // CKR_DEVICE_MEMORY
@@ -116,6 +119,35 @@ func killOthers(ctx context.Context, s *site, step chaos.Step) error {
 	return nil
 }
 
+// loseAll kills every driver and lets none start for a while.
+func loseAll(ctx context.Context, s *site, step chaos.Step) error {
+	pids := map[*hsm]int{}
+	for _, h := range s.hsms {
+		m, err := s.whole(ctx, h, 0)
+		if err != nil {
+			return err
+		}
+		pids[h] = m.DriverPID
+	}
+	var errs []error
+	for h, pid := range pids {
+		errs = append(errs, h.order("crash"), h.signal(pid, syscall.SIGKILL))
+	}
+	pause(ctx, step.Hold)
+	for h := range pids {
+		errs = append(errs, h.order(""))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	for h, pid := range pids {
+		if _, err := s.whole(ctx, h, pid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // order tells the driver program of a member how to misbehave from its next start on;
 // "" ends that.
 func (h *hsm) order(fault string) error {
@@ -131,10 +163,7 @@ func (h *hsm) order(fault string) error {
 func startFault(fault string) func(context.Context, *site, chaos.Step) error {
 	return func(ctx context.Context, s *site, step chaos.Step) error {
 		h := s.hsms[step.Member]
-		if err := h.order(fault); err != nil {
-			return err
-		}
-		pid, err := s.send(ctx, h, syscall.SIGKILL)
+		pid, err := s.sabotage(ctx, h, fault)
 		if err == nil {
 			pause(ctx, step.Hold)
 		}
@@ -146,12 +175,20 @@ func startFault(fault string) func(context.Context, *site, chaos.Step) error {
 	}
 }
 
+// sabotage kills the driver of a member that is whole and has new ones misbehave. It
+// returns the process ID of the one that was killed. A kmsd that is killed meanwhile
+// starts a new one too, so the order comes when nobody waits for the member any more.
+func (s *site) sabotage(ctx context.Context, h *hsm, fault string) (pid int, err error) {
+	m, err := s.whole(ctx, h, 0)
+	if err != nil {
+		return 0, err
+	}
+	return m.DriverPID, errors.Join(h.order(fault), h.signal(m.DriverPID, syscall.SIGKILL))
+}
+
 func slowStart(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	if err := h.order("slow " + step.Hold.String()); err != nil {
-		return err
-	}
-	pid, err := s.send(ctx, h, syscall.SIGKILL)
+	pid, err := s.sabotage(ctx, h, "slow "+step.Hold.String())
 	if err == nil {
 		_, err = s.whole(ctx, h, pid)
 	}
@@ -191,12 +228,18 @@ func hungCall(ctx context.Context, s *site, step chaos.Step) error {
 	return err
 }
 
-// tokenRemoved pulls the token out, and puts it back.
+// tokenRemoved pulls the token out, and puts it back. Every other time the library finds
+// a place without a token, and not even the place else.
 func tokenRemoved(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
 	away := h.tokens() + ".away"
 	if err := os.Rename(h.tokens(), away); err != nil {
 		return err
+	}
+	if step.After%2 == 0 {
+		if err := os.MkdirAll(h.tokens(), 0o700); err != nil {
+			return err
+		}
 	}
 	pause(ctx, step.Hold)
 	if err := os.RemoveAll(h.tokens()); err != nil { // a driver may have made it anew

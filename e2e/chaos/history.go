@@ -116,5 +116,5 @@ type Final struct {
 	// Unverified are the keys of which kmsd itself says that some copy is not what it
 	// should be, and why.
 	Unverified map[string]string
-	Stalls     []Stall // in their order
+	Stalls     []Stall // in any order; they may overlap
 }

@@ -41,7 +41,7 @@ type load struct {
 	keys    []string // that are only used and rotated; the last one signs
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
-	bursts  atomic.Int64 // keys that burst has made
+	bursts  atomic.Int64 // keys that burst and doomed have made
 
 	mu        sync.Mutex // guards the rest
 	envelopes []envelope
@@ -86,23 +86,6 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 func (l *load) end() {
 	l.stop()
 	l.wg.Wait()
-}
-
-// watch takes down when this process was not running.
-func (l *load) watch(ctx context.Context) {
-	const every, noticeable = 5 * time.Millisecond, 10 * time.Millisecond
-	tick := time.NewTimer(every)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		due := time.Now().Add(every)
-		tick.Reset(every)
-		<-tick.C
-		if now := time.Now(); now.Sub(due) > noticeable {
-			l.mu.Lock()
-			l.stalls = append(l.stalls, chaos.Stall{From: due, To: now})
-			l.mu.Unlock()
-		}
-	}
 }
 
 // programs begin at a fixed rate.
@@ -338,6 +321,21 @@ func (l *load) lead(key string) {
 	}
 	if rand.IntN(5) > 0 && l.change(chaos.Destroy, key) {
 		l.unwrap(second) // in vain
+	}
+}
+
+// doomed makes a key, and returns what destroys it, so that a member that leaves before
+// and returns after that holds a key that must not come back.
+func (l *load) doomed() (destroy func()) {
+	key := fmt.Sprintf("doomed-%d", l.bursts.Add(1))
+	if !l.create(key, api.KeyOptions{}) {
+		return func() {}
+	}
+	e, ok := l.wrap(key)
+	return func() {
+		if l.change(chaos.Destroy, key) && ok {
+			l.unwrap(e) // in vain
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -60,11 +61,13 @@ func (s *site) activate(ctx context.Context, h *hsm) error {
 
 func removeAdd(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
+	stale := s.load.doomed()
 	if err := s.admin(ctx, "member remove", func(a api.Admin) error {
 		return a.RemoveMember(ctx, group, h.name, false)
 	}, api.CodeNotFound); err != nil {
 		return err
 	}
+	stale()
 	pause(ctx, step.Hold)
 	spec := api.MemberSpec{
 		Name: h.name, Driver: h.conf.Driver, SHA256: h.conf.SHA256,
@@ -83,7 +86,7 @@ func removeAdd(ctx context.Context, s *site, step chaos.Step) error {
 // reload makes a standby of a member in kmsd.yaml, and takes it back.
 func reload(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	if err := s.hup(step.Member, func(m map[string]any) { m["standby"] = true }); err != nil {
+	if err := s.amend(h, func(m map[string]any) { m["standby"] = true }); err != nil {
 		return err
 	}
 	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -92,10 +95,39 @@ func reload(ctx context.Context, s *site, step chaos.Step) error {
 		return err
 	}
 	pause(ctx, step.Hold)
-	if err := s.hup(step.Member, func(m map[string]any) { delete(m, "standby") }); err != nil {
+	if err := s.amend(h, func(m map[string]any) { delete(m, "standby") }); err != nil {
 		return err
 	}
 	_, err := s.whole(ctx, h, 0)
+	return err
+}
+
+// reloadRemove takes a member out of kmsd.yaml, and puts it back with what it held then.
+func reloadRemove(ctx context.Context, s *site, step chaos.Step) error {
+	h := s.hsms[step.Member]
+	stale := s.load.doomed()
+	entry, err := s.strike(h)
+	if err != nil {
+		return err
+	}
+	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	gone := devserver.Poll(soon, func() error {
+		g, err := s.operator.Group(soon, group)
+		if err != nil {
+			return err
+		}
+		if m, err := devserver.Member(g, h.name); err == nil {
+			return fmt.Errorf("%s is there still, and %s", h.name, m.State)
+		}
+		return nil
+	})
+	stale()
+	pause(ctx, step.Hold)
+	if err := errors.Join(gone, s.enter(entry)); err != nil {
+		return err
+	}
+	_, err = s.whole(ctx, h, 0)
 	return err
 }
 

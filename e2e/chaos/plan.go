@@ -42,20 +42,24 @@ const (
 
 // Faults of what is stored.
 const (
-	TokenRemoved    Kind = "token-removed"     // its folder is away for Hold
+	TokenRemoved    Kind = "token-removed"     // its folder is away for Hold, or empty, by After
 	TokenReplaced   Kind = "token-replaced"    // another token with the same label is in its place, until it is accepted after Hold
 	ObjectDeleted   Kind = "object-deleted"    // one key, chosen by After, past the driver
 	TokenDiskFull   Kind = "token-disk-full"   // for Hold
 	CatalogDiskFull Kind = "catalog-disk-full" // for Hold
 )
 
-// Acts of an operator, and the end of kmsd.
+// Acts of an operator, faults of kmsd, and the loss of all.
 const (
 	Drain      Kind = "drain"       // and active again after Hold
 	Standby    Kind = "standby"     // and active again after Hold
 	RemoveAdd  Kind = "remove-add"  // added again after Hold
 	Reload     Kind = "reload"      // SIGHUP with the member as a standby in kmsd.yaml, and as it was after Hold
 	KillDaemon Kind = "kill-daemon" // SIGKILL of kmsd, which is started again at once
+
+	ReloadRemove Kind = "reload-remove" // SIGHUP without the member in kmsd.yaml, and with it again after Hold
+	FreezeDaemon Kind = "freeze-daemon" // SIGSTOP of kmsd, and SIGCONT after Hold
+	LoseAll      Kind = "lose-all"      // every driver is killed, and every new one ends at once, for Hold
 )
 
 // Kinds returns every kind.
@@ -64,7 +68,7 @@ func Kinds() []Kind {
 		KillDriver, FreezeDriver, CrashAtStart, SlowStart, Garbage, WrongVersion, KillOthers,
 		SessionsClosed, LoggedOut, DeviceMemory, DeviceError, HungCall,
 		TokenRemoved, TokenReplaced, ObjectDeleted, TokenDiskFull, CatalogDiskFull,
-		Drain, Standby, RemoveAdd, Reload, KillDaemon,
+		Drain, Standby, RemoveAdd, Reload, KillDaemon, ReloadRemove, FreezeDaemon, LoseAll,
 	}
 }
 
@@ -82,8 +86,14 @@ type Step struct {
 // Hurts returns the members that a step may keep from serving, of so many.
 func (s Step) Hurts(members int) []int {
 	switch s.Kind {
-	case KillDaemon, CatalogDiskFull:
+	case KillDaemon, FreezeDaemon, CatalogDiskFull:
 		return nil // they hurt nobody's token, and all drivers alike
+	case LoseAll:
+		all := make([]int, members)
+		for m := range all {
+			all[m] = m
+		}
+		return all
 	case KillOthers:
 		var others []int
 		for m := range members {
@@ -119,7 +129,8 @@ type Plan struct {
 
 // New makes the plan of a seed: the same one for the same arguments. Kinds come in
 // rounds, each in another order, so that a plan as long as there are kinds has all of
-// them. No kinds means all. At least two members are needed, as one is always left whole.
+// them. No kinds means all. At least two members are needed, as one is left whole by
+// every kind but LoseAll.
 func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
 	if len(kinds) == 0 {
 		kinds = Kinds()
@@ -130,7 +141,7 @@ func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
 		}
 	}
 	if members < 2 || faults < 0 {
-		return Plan{}, fmt.Errorf("%d faults on %d members: one member is always left whole, so at least 2 are needed", faults, members)
+		return Plan{}, fmt.Errorf("%d faults on %d members: one member is left whole, so at least 2 are needed", faults, members)
 	}
 	r := rand.New(rand.NewPCG(seed, uint64(members)))
 	p := Plan{Seed: seed, Members: members}
@@ -140,7 +151,12 @@ func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
 			deck = slices.Clone(kinds)
 			r.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
 		}
-		p.Steps = append(p.Steps, step(r, deck[0], members))
+		s := step(r, deck[0], members)
+		// Not the member that is hurt already, so that faults overlap.
+		if n := len(p.Steps); n > 0 && p.Steps[n-1].Member == s.Member {
+			s.Member = (s.Member + 1) % members
+		}
+		p.Steps = append(p.Steps, s)
 		deck = deck[1:]
 	}
 	return p, nil
@@ -157,11 +173,11 @@ func step(r *rand.Rand, kind Kind, members int) Step {
 	function, after, burst, choice := hotCalls[r.IntN(len(hotCalls))], r.IntN(20), 10+r.IntN(30), 1+r.IntN(1<<20)
 	switch kind {
 	case KillDriver, KillOthers, KillDaemon:
-	case FreezeDriver, HungCall:
+	case FreezeDriver, FreezeDaemon, HungCall:
 		s.Hold = long
 	case SlowStart:
 		s.Hold = 2*time.Second + short
-	case ObjectDeleted:
+	case ObjectDeleted, TokenRemoved:
 		s.Hold, s.After = short, choice
 	default:
 		s.Hold = short

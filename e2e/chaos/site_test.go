@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ type site struct {
 	cfg      look.Config
 	t        *testing.T
 	load     *load // set before the first fault
+	report   report
 
 	filling sync.Mutex // held while the disk of the catalog is full
 
@@ -45,6 +47,8 @@ type hsm struct {
 	lib    *faultlib.Library
 	disk   disk // of its token
 	conf   look.Member
+
+	failed bool // in the fault that it suffers; belongs to whom it is hurt by
 }
 
 // tokens is the folder of its token.
@@ -130,7 +134,7 @@ func (s *site) prepare(members int) {
 	}
 	libs := faultlib.Build(t, names...)
 	for i := range members {
-		m := s.member(i)
+		m := s.entries()[i].(map[string]any)
 		h := &hsm{name: m["name"].(string), lib: libs[i]}
 		driver := "chaos-" + h.name
 		h.driver = filepath.Join(bin, "kmsd-driver-"+driver)
@@ -152,9 +156,18 @@ func (s *site) prepare(members int) {
 	}
 }
 
-// member is the entry of a member in kmsd.yaml.
-func (s *site) member(i int) map[string]any {
-	return s.yaml["groups"].([]any)[0].(map[string]any)["members"].([]any)[i].(map[string]any)
+// entries are the members in kmsd.yaml.
+func (s *site) entries() []any {
+	return s.yaml["groups"].([]any)[0].(map[string]any)["members"].([]any)
+}
+
+func (s *site) setEntries(all []any) {
+	s.yaml["groups"].([]any)[0].(map[string]any)["members"] = all
+}
+
+// entry is the place of a member in kmsd.yaml, -1 for none.
+func (s *site) entry(name string) int {
+	return slices.IndexFunc(s.entries(), func(m any) bool { return m.(map[string]any)["name"] == name })
 }
 
 func (s *site) writeConfig() error {
@@ -165,16 +178,47 @@ func (s *site) writeConfig() error {
 	return os.WriteFile(filepath.Join(s.dir, "kmsd.yaml"), b, 0o600)
 }
 
-// hup changes the entry of a member in kmsd.yaml and has kmsd read it. A kmsd that is
-// started meanwhile reads it too.
-func (s *site) hup(i int, change func(m map[string]any)) error {
+// hup changes kmsd.yaml and has kmsd read it. A kmsd that is started meanwhile reads it
+// too.
+func (s *site) hup(change func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	change(s.member(i))
+	change()
 	if err := s.writeConfig(); err != nil {
 		return err
 	}
 	return syscall.Kill(s.server.PID(), syscall.SIGHUP)
+}
+
+// amend changes the entry of a member.
+func (s *site) amend(h *hsm, change func(m map[string]any)) error {
+	return s.hup(func() { change(s.entries()[s.entry(h.name)].(map[string]any)) })
+}
+
+// strike takes out the entry of a member and returns it.
+func (s *site) strike(h *hsm) (entry any, err error) {
+	err = s.hup(func() {
+		i := s.entry(h.name)
+		entry = s.entries()[i]
+		s.setEntries(slices.Delete(s.entries(), i, i+1))
+	})
+	return entry, err
+}
+
+// enter adds an entry.
+func (s *site) enter(entry any) error {
+	return s.hup(func() { s.setEntries(append(s.entries(), entry)) })
+}
+
+// freeze stops kmsd for a while, as a machine does that swaps or is moved.
+func (s *site) freeze(ctx context.Context, d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := syscall.Kill(s.server.PID(), syscall.SIGSTOP); err != nil {
+		return err
+	}
+	pause(ctx, d)
+	return syscall.Kill(s.server.PID(), syscall.SIGCONT)
 }
 
 // restart kills kmsd and starts it again.
@@ -213,17 +257,30 @@ func (s *site) await(ctx context.Context, h *hsm, want string, ok func(api.Membe
 }
 
 // whole waits until a member serves with every key, with a driver that has not this
-// process ID. A member that is failed for something that has been mended stays so
-// until an operator says that it has.
+// process ID. It has to return by itself.
 func (s *site) whole(ctx context.Context, h *hsm, notPID int) (api.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	return s.await(ctx, h, "whole", func(m api.Member) bool {
-		if m.State == api.MemberFailed {
-			s.operator.Recover(ctx, devserver.DefaultGroup, h.name) // await sees how it went
-		}
+		h.failed = h.failed || m.State == api.MemberFailed
 		return m.State == api.MemberActive && m.Missing == 0 && m.Quarantined == 0 && m.DriverPID > 0 && m.DriverPID != notPID
 	})
+}
+
+// hadFailed says whether one of these members was failed since the last call.
+func (s *site) hadFailed(them []int) (failed bool) {
+	for _, i := range them {
+		failed = failed || s.hsms[i].failed
+		s.hsms[i].failed = false
+	}
+	return failed
+}
+
+// pid is the process ID of kmsd.
+func (s *site) pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server.PID()
 }
 
 // admin repeats what an operator asks for until it is done or refused for good. The

@@ -1,0 +1,64 @@
+package chaos_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"kmsd/e2e/chaos"
+)
+
+const (
+	watchEvery = 10 * time.Millisecond
+	noticeable = 10 * time.Millisecond
+)
+
+// watch takes down when this process was not running: its timers came late, or one of its
+// threads waited for a CPU, perhaps with an answer in its hands.
+func (l *load) watch(ctx context.Context) {
+	tick := time.NewTimer(watchEvery)
+	defer tick.Stop()
+	waited := map[string]time.Duration{} // :: thread → in all
+	for looked := time.Now(); ctx.Err() == nil; {
+		due := time.Now().Add(watchEvery)
+		tick.Reset(watchEvery)
+		<-tick.C
+		now := time.Now()
+		longest := max(now.Sub(due), threadsWaited(waited))
+		if longest > noticeable {
+			// A thread has got its CPU since the last look, after that time.
+			l.mu.Lock()
+			l.stalls = append(l.stalls, chaos.Stall{From: looked.Add(-longest), To: now})
+			l.mu.Unlock()
+		}
+		looked = now
+	}
+}
+
+// threadsWaited returns the longest that a thread of this process has waited for a CPU
+// since the last look, and keeps the times of this one. Only Linux tells; elsewhere it is
+// 0.
+func threadsWaited(before map[string]time.Duration) (longest time.Duration) {
+	files, _ := filepath.Glob("/proc/self/task/*/schedstat")
+	for _, path := range files {
+		// Nanoseconds on a CPU, nanoseconds of waiting for one, and how often.
+		b, err := os.ReadFile(path)
+		fields := bytes.Fields(b)
+		if err != nil || len(fields) != 3 {
+			continue // the thread has ended
+		}
+		ns, err := strconv.ParseInt(string(fields[1]), 10, 64)
+		if err != nil {
+			continue
+		}
+		was, known := before[path]
+		before[path] = time.Duration(ns)
+		if known {
+			longest = max(longest, time.Duration(ns)-was)
+		}
+	}
+	return longest
+}
