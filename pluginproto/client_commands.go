@@ -227,8 +227,13 @@ func (c *commandClient) encode(ctx context.Context, id uint64, cmd *Command) *me
 	return m
 }
 
-// send writes what gathers until the stream ends.
+// send writes what gathers until the stream ends. What is left then is wiped.
 func (c *commandClient) send() {
+	defer func() {
+		for left := c.out.take(nil); len(left) > 0; left = c.out.take(left[:0]) {
+			c.recycleAll(left)
+		}
+	}()
 	var batch driverv1.CommandBatch
 	var requests []request
 	for {
@@ -244,12 +249,7 @@ func (c *commandClient) send() {
 		c.fill(&batch, requests)
 		err := c.stream.Send(&batch)
 		clear(batch.Commands)
-		for _, r := range requests {
-			if r.message != nil {
-				c.recycle(r.message)
-			}
-		}
-		clear(requests)
+		c.recycleAll(requests)
 		if err != nil {
 			return // the reader learns why
 		}
@@ -276,6 +276,15 @@ func (c *commandClient) fill(batch *driverv1.CommandBatch, requests []request) {
 		}
 		batch.Commands = append(batch.Commands, &r.message.wire)
 	}
+}
+
+func (c *commandClient) recycleAll(requests []request) {
+	for _, r := range requests {
+		if r.message != nil {
+			c.recycle(r.message)
+		}
+	}
+	clear(requests)
 }
 
 // recycle wipes a message that has been sent and keeps it for another command.
