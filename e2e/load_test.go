@@ -51,6 +51,33 @@ func startOpenLoad(t *testing.T, l *openLoad) *openLoad {
 	return l
 }
 
+// startPrograms has so many programs send what l says, each one request at a time and
+// at most one in l.interval, so that there is an end to how many wait.
+func startPrograms(t *testing.T, l *openLoad, programs int) *openLoad {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop, l.done = stop, make(chan struct{})
+	var wg sync.WaitGroup
+	for range programs {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				begin := time.Now()
+				l.send(l, begin)
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Until(begin.Add(l.interval))):
+				}
+			}
+		})
+	}
+	go func() {
+		defer close(l.done)
+		wg.Wait()
+	}()
+	t.Cleanup(func() { l.end() })
+	return l
+}
+
 func (l *openLoad) run(ctx context.Context) {
 	defer close(l.done)
 	var wg sync.WaitGroup

@@ -70,9 +70,9 @@ func TestALostGroupShowsItsStatusAndServesWithItsFirstMember(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	createKey(t, c, "shop")
-	load := startOpenLoad(t, &openLoad{c: c, key: "shop", send: (*openLoad).wrap, interval: 5 * time.Millisecond})
-	status := startOpenLoad(t, &openLoad{c: c, send: (*openLoad).status, interval: 5 * time.Millisecond})
-	control := startOpenLoad(t, &openLoad{c: c, key: "shop", send: (*openLoad).read, interval: 5 * time.Millisecond})
+	load := startPrograms(t, &openLoad{c: c, key: "shop", send: (*openLoad).wrap, interval: 100 * time.Millisecond}, 32)
+	status := startPrograms(t, &openLoad{c: c, send: (*openLoad).status, interval: 5 * time.Millisecond}, 1)
+	control := startPrograms(t, &openLoad{c: c, key: "shop", send: (*openLoad).read, interval: 5 * time.Millisecond}, 1)
 	settle(t, load)
 	during := func(what string, happen func()) {
 		t.Helper()

@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"context"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -48,8 +47,8 @@ func TestByPlainCountSignaturesWaitForTheMakingOfAPair(t *testing.T) {
 type signing struct {
 	c       *client.Client
 	primary *faultlib.Library
-	load    *openLoad
-	pairs   int // that have been made
+	load    *openLoad // each program signs as soon as it has an answer
+	pairs   int       // that have been made
 }
 
 func startSigning(t *testing.T, balance string, hedge bool) *signing {
@@ -61,14 +60,14 @@ func startSigning(t *testing.T, balance string, hedge bool) *signing {
 	if _, err := c.CreateMasterKey(t.Context(), "signer", api.KeyOptions{Type: "ec-p256"}); err != nil {
 		t.Fatal(err)
 	}
-	s := &signing{c: c, load: &openLoad{c: c, key: "signer"}}
+	s := &signing{c: c, load: &openLoad{c: c, key: "signer", send: (*openLoad).sign}}
 	for i, lib := range libs {
 		lib.Arm(t, 0, faultlib.Fault{What: faultlib.Sleep, Function: "C_Sign", Times: faultlib.Forever, Arg: uint32(signTime.Milliseconds())})
 		if g.Members[i].Name == g.Primary {
 			s.primary = lib
 		}
 	}
-	t.Cleanup(s.load.keepSigning(signers))
+	startPrograms(t, s.load, signers)
 	wait(t, time.Second)
 	return s
 }
@@ -101,21 +100,8 @@ func (s *signing) measure(t *testing.T) (quiet, during outcome) {
 	return quiet, during
 }
 
-// keepSigning has so many programs sign until stop is called, which waits for them.
-func (l *openLoad) keepSigning(programs int) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for range programs {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				begin := time.Now()
-				_, err := l.c.Sign(context.Background(), l.key, api.SignRequest{Digest: make([]byte, 32)})
-				l.record(begin, "sign", err)
-			}
-		})
-	}
-	return func() {
-		cancel()
-		wg.Wait()
-	}
+// sign signs with the key.
+func (l *openLoad) sign(due time.Time) {
+	_, err := l.c.Sign(context.Background(), l.key, api.SignRequest{Digest: make([]byte, 32)})
+	l.record(due, "sign", err)
 }
