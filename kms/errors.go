@@ -88,7 +88,7 @@ func hintOf(code api.Code, err error) string {
 	case errors.Is(err, group.ErrUnknownMember):
 		return "the status of the group names its members"
 	case code == api.CodeGroupLost:
-		return "look at the members' reasons in the status of the group; recovery goes on by itself"
+		return "the status of the group says of each member why it is away and when it is tried again; nothing has to be restarted"
 	case code == api.CodeCorrupt:
 		return "the envelope was altered or cut, or the aad is not the one it was wrapped with"
 	case code == api.CodeUnavailable && errors.Is(err, catalog.ErrConflict):

@@ -182,6 +182,8 @@ func troubles(m api.Member, now time.Time) []string {
 		add("if it has another token now: kmsd member replace %s", m.Name)
 	case m.GaveUp:
 		add("when it is mended: kmsd member recover %s", m.Name)
+	case m.State == api.MemberDown && m.NextRecovery == nil: // recovery is manual
+		add("no attempt is planned; to make one: kmsd member recover %s", m.Name)
 	}
 	if m.Quarantined > 0 {
 		add("copies with another value, in quarantine: %d; kmsd group sync names them", m.Quarantined)

@@ -39,6 +39,8 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 		{"a member in step needs no words", api.Member{State: api.MemberActive, CKR: "CKR_OK"}, nil},
 		{"one that is away is tried again", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 3, NextRecovery: &soon},
 			[]string{"CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 7s|CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 8s"}},
+		{"one that nobody tries again by itself needs somebody", api.Member{State: api.MemberDown, Reason: "the driver has ended"},
+			[]string{"the driver has ended", "no attempt is planned; to make one: kmsd member recover hsm-a"}},
 		{"one that was given up needs somebody", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 4, GaveUp: true},
 			[]string{"CKR_TOKEN_NOT_PRESENT: no token is there", "recovery has given up, attempts: 4", "when it is mended: kmsd member recover hsm-a"}},
 		{"one that has failed needs somebody", api.Member{State: api.MemberFailed, CKR: "CKR_PIN_INCORRECT", Reason: "logging in: CKR_PIN_INCORRECT"},
