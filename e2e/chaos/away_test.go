@@ -127,6 +127,54 @@ func TestAllMembersAreLostAndReturn(t *testing.T) {
 	}
 }
 
+// When kmsd itself stands still for longer than any request and any command may take, no
+// member is dropped for it: it is kmsd that owes the answers. Programs whose time is over
+// meanwhile are told so by their clients, in time.
+func TestAKmsdThatStoodStillDropsNoMember(t *testing.T) {
+	build(t)
+	s := newSite(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
+	defer cancel()
+	history := new(chaos.History)
+	l := startLoad(t, s, history)
+	before, err := s.operator.Group(ctx, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := time.Now()
+	must(t, s.freeze(ctx, max(deadline, 4*commandTimeout)+2*time.Second))
+	resumed := time.Now()
+	// As many requests again, all of which have to be answered.
+	pause(ctx, time.Second)
+	after, err := devserver.AwaitWhole(ctx, s.operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.end()
+	for i, was := range before.Members {
+		if is := after.Members[i]; is.DriverPID != was.DriverPID || !is.Since.Equal(was.Since) {
+			t.Errorf("%s was lost: driver %d, %s since %v; before, driver %d since %v", is.Name, is.DriverPID, is.State, is.Since, was.DriverPID, was.Since)
+		}
+	}
+	expired := 0
+	requests := history.Requests()
+	for i := range requests {
+		r := &requests[i]
+		if r.Code == api.CodeDeadline && r.Start.Before(resumed) && r.End.After(stopped) {
+			expired++
+			r.Hurried = true // it had to fail, but not late
+		}
+	}
+	if expired == 0 {
+		t.Error("no request was under way for its whole time")
+	}
+	for _, v := range chaos.Check(requests, chaos.Final{Stalls: l.stalls, States: states(ctx, t, s)}) {
+		if v.Rule != chaos.Lost { // nobody opens the envelopes here
+			t.Error(v)
+		}
+	}
+}
+
 // create makes a key and returns its check value.
 func (s *site) create(t *testing.T, name string) string {
 	t.Helper()
@@ -135,6 +183,20 @@ func (s *site) create(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return k.Versions[0].CheckValue
+}
+
+// states is what kmsd says of each key.
+func states(ctx context.Context, t *testing.T, s *site) map[string]api.State {
+	t.Helper()
+	page, err := s.operator.Keys(ctx, api.ListOptions{Limit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]api.State{}
+	for _, k := range page.Keys {
+		all[k.Name] = k.State
+	}
+	return all
 }
 
 // within checks that something takes no longer than that.
