@@ -79,8 +79,10 @@ func TestW54_ThroughputGrowsWithTheMembers(t *testing.T) {
 		if members == 1 {
 			one = got
 		}
-		if ratio, want := got/one, 15.5/16*float64(members); ratio < want {
-			t.Errorf("%d members answer %.0f commands/s, %.2f times as many as one; want at least %.2f", members, got, ratio, want)
+		ratio, want := got/one, 15.5/16*float64(members)
+		t.Logf("%d members answer %.0f commands/s, %.2f times as many as one", members, got, ratio)
+		if ratio < want {
+			t.Errorf("%d members answer %.2f times as many commands as one; want at least %.2f", members, ratio, want)
 		}
 	}
 }
@@ -88,7 +90,7 @@ func TestW54_ThroughputGrowsWithTheMembers(t *testing.T) {
 // BenchmarkMembers is the same by the real clock, where a service time of 1 ms is a
 // little more and the group has to do its own work for each command on this machine.
 func BenchmarkMembers(b *testing.B) {
-	for _, members := range []int{1, 2, 16, 32} {
+	for _, members := range []int{1, 2, 4, 8, 16, 32} {
 		b.Run(fmt.Sprint(members), func(b *testing.B) {
 			var sum float64
 			for b.Loop() {
