@@ -61,6 +61,8 @@ func (s *site) activate(ctx context.Context, h *hsm) error {
 
 func removeAdd(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
+	s.leaving.Lock()
+	defer s.leaving.Unlock()
 	stale := s.load.doomed()
 	if err := s.admin(ctx, "member remove", func(a api.Admin) error {
 		return a.RemoveMember(ctx, group, h.name, false)
@@ -105,6 +107,8 @@ func reload(ctx context.Context, s *site, step chaos.Step) error {
 // reloadRemove takes a member out of kmsd.yaml, and puts it back with what it held then.
 func reloadRemove(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
+	s.leaving.Lock()
+	defer s.leaving.Unlock()
 	stale := s.load.doomed()
 	entry, err := s.strike(h)
 	if err != nil {

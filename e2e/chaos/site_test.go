@@ -34,6 +34,7 @@ type site struct {
 	report   report
 
 	filling sync.Mutex // held while the disk of the catalog is full
+	leaving sync.Mutex // held while a member is out of the group: min_copies have to stay
 
 	mu     sync.Mutex // guards the rest
 	server *devserver.Server
