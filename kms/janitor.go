@@ -37,13 +37,20 @@ type janitor struct {
 	call chan struct{} // holds one token while there is a reason to look
 
 	// Of the one goroutine:
-	failures int       // rounds in a row that could not be finished
-	looked   time.Time // when the members were last compared
+	failures int                  // rounds in a row that could not be finished
+	looked   time.Time            // when the members were last compared
+	told     map[string]complaint // :: chore → what was last said of it, until it succeeds
 
 	mu        sync.Mutex      // guards the rest
 	suspects  map[string]bool // keys whose last operation has an open end
 	unsettled bool            // some tombstone is pending on a member in step
 	lost      map[loss]bool   // copies that a member in step was found not to have
+}
+
+// complaint is what the log says of a chore that could not be finished.
+type complaint struct {
+	text string
+	at   time.Time
 }
 
 // loss is a copy that a member should have and has not.
@@ -56,7 +63,7 @@ type loss struct {
 func newJanitor(k *KMS, g *keyGroup, log hclog.Logger) *janitor {
 	return &janitor{
 		kms: k, g: g, log: log, call: make(chan struct{}, 1),
-		suspects: make(map[string]bool), lost: make(map[loss]bool),
+		suspects: make(map[string]bool), lost: make(map[loss]bool), told: make(map[string]complaint),
 		unsettled: true, // by an earlier process
 		looked:    time.Now(),
 	}
@@ -140,10 +147,12 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 		{"bringing over missing copies", j.heal},
 		{"looking for what has changed on tokens", j.look},
 	} {
-		if err := chore.do(ctx); err != nil && ctx.Err() == nil {
-			j.log.Warn("janitor could not finish", "chore", chore.what, "error", err)
-			failed = true
+		err := chore.do(ctx)
+		if ctx.Err() != nil {
+			return next // nobody waits for the rest
 		}
+		failed = failed || err != nil
+		j.tell(chore.what, err)
 	}
 	j.failures++
 	if !failed {
@@ -155,4 +164,19 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 		return due
 	}
 	return next
+}
+
+// tell says why a chore could not be finished. Whoever asks for what fails wakes the
+// janitor each time, so the same is said once a minute.
+func (j *janitor) tell(chore string, err error) {
+	if err == nil {
+		delete(j.told, chore)
+		return
+	}
+	next := complaint{err.Error(), time.Now()}
+	if last, ok := j.told[chore]; ok && last.text == next.text && next.at.Sub(last.at) < idle {
+		return
+	}
+	j.told[chore] = next
+	j.log.Warn("janitor could not finish", "chore", chore, "error", err)
 }
