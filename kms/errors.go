@@ -57,7 +57,7 @@ func codeOf(err error) api.Code {
 		return api.CodeNotFound // the group itself knows its members
 	case errors.Is(err, group.ErrMemberExists):
 		return api.CodeExists
-	case errors.Is(err, group.ErrLastActive):
+	case errors.Is(err, group.ErrLastActive), errors.Is(err, group.ErrOvertaken):
 		return api.CodeState
 	case errors.Is(err, catalog.ErrConflict), errors.Is(err, catalog.ErrFull):
 		return api.CodeUnavailable

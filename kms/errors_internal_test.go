@@ -39,6 +39,7 @@ func TestTranslate(t *testing.T) {
 		{"time is over", fmt.Errorf("group default: %w", context.DeadlineExceeded), api.CodeDeadline, "", ""},
 		{"time is over while a member had not the key", fmt.Errorf("%w (last: %w)", context.DeadlineExceeded, driver(pluginproto.ClassNotFound, 0)), api.CodeDeadline, "", "hsm-b"},
 		{"the caller went away", context.Canceled, api.CodeDeadline, "", ""},
+		{"a member that somebody else has changed", fmt.Errorf("draining member hsm-c: %w", group.ErrOvertaken), api.CodeState, "", ""},
 		{"a member that does not serve", &group.MemberError{Member: "hsm-c", Err: group.ErrNotInStep}, api.CodeMemberFailed, "", "hsm-c"},
 		{"a member that there is not", &group.MemberError{Member: "hsm-x", Err: group.ErrUnknownMember}, api.CodeNotFound, "", "hsm-x"},
 		{"a member that there is already", fmt.Errorf("adding hsm-a: %w", group.ErrMemberExists), api.CodeExists, "", ""},

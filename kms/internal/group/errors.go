@@ -22,6 +22,8 @@ var (
 	ErrLastActive = errors.New("it is the last active member of the group")
 	// ErrMemberExists: a member has that name already.
 	ErrMemberExists = errors.New("the group has a member of that name already")
+	// ErrOvertaken: somebody else has changed the member while it was being drained.
+	ErrOvertaken = errors.New("somebody else has changed the member meanwhile")
 	// ErrBarred: a member's copy of the key is quarantined. It is never used.
 	ErrBarred = errors.New("the copy of the key is quarantined")
 	// ErrOccupied: a member is still at an earlier change of keys, which takes long.

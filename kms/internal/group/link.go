@@ -325,7 +325,14 @@ func (g *Group) answerLocked(l *link, now time.Time, err error) {
 // returnedLocked notes that a call has returned.
 func (l *link) returnedLocked() {
 	l.due--
-	if l.rest != nil && l.idle() {
+	if l.idle() {
+		l.restedLocked()
+	}
+}
+
+// restedLocked wakes those who wait for the link to be idle.
+func (l *link) restedLocked() {
+	if l.rest != nil {
 		close(l.rest)
 		l.rest = nil
 	}

@@ -119,9 +119,9 @@ func (g *Group) Remove(ctx context.Context, name string, force bool) error {
 	}
 	switch {
 	case m.left && g.byName[name] != nil:
-		err = fmt.Errorf("removing member %s: it was replaced meanwhile", name)
+		err = fmt.Errorf("removing member %s, which was replaced: %w", name, ErrOvertaken)
 	case !m.left && !m.drained:
-		err = fmt.Errorf("removing member %s: its drain was ended meanwhile", name)
+		err = fmt.Errorf("removing member %s, whose drain was ended: %w", name, ErrOvertaken)
 	case !m.left && len(g.members) == 1:
 		err = fmt.Errorf("removing member %s: %w, and the only one", name, ErrLastActive)
 	default:
@@ -194,7 +194,9 @@ func (g *Group) Replace(ctx context.Context, cfg MemberConfig) error {
 	case g.closed:
 		err = ErrClosed
 	case old.left:
-		err = fmt.Errorf("replacing member %s: it was removed or replaced meanwhile", cfg.Name)
+		err = fmt.Errorf("replacing member %s, which was removed or replaced: %w", cfg.Name, ErrOvertaken)
+	case !old.drained:
+		err = fmt.Errorf("replacing member %s, whose drain was ended: %w", cfg.Name, ErrOvertaken)
 	default:
 		g.succeedLocked(old, cfg, done)
 	}
@@ -281,7 +283,7 @@ func (g *Group) lastActiveLocked(m *member) bool {
 }
 
 // awaitRest waits until a drained member has nothing in flight, and takes part in no
-// key operation.
+// key operation. ErrOvertaken: its drain was ended.
 func (g *Group) awaitRest(ctx context.Context, m *member) error {
 	if err := g.awaitIdle(ctx, m); err != nil {
 		return err
@@ -298,8 +300,12 @@ func (g *Group) awaitIdle(ctx context.Context, m *member) error {
 	for {
 		g.mu.Lock()
 		l := m.link
-		if l == nil || l.idle() {
+		if l == nil || l.idle() || !m.drained {
+			ended := !m.drained && !m.left
 			g.mu.Unlock()
+			if ended {
+				return fmt.Errorf("draining member %s: %w", m.cfg.Name, ErrOvertaken)
+			}
 			return nil
 		}
 		if l.rest == nil {

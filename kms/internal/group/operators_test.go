@@ -220,3 +220,38 @@ func TestAMemberThatIsLostTheMomentItIsConnectedCannotJoin(t *testing.T) {
 		}
 	})
 }
+
+func TestWhoWaitsForADrainThatIsEndedIsTold(t *testing.T) {
+	for name, leave := range map[string]func(*rig, context.Context) error{
+		"draining":  func(r *rig, ctx context.Context) error { return r.Drain(ctx, "b", false) },
+		"removing":  func(r *rig, ctx context.Context) error { return r.Remove(ctx, "b", false) },
+		"replacing": func(r *rig, ctx context.Context) error { return r.Replace(ctx, r.spec("b")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, three, nil).start()
+				r.slow(300 * time.Millisecond)
+				stop := r.load(9)
+				elapse(100 * time.Millisecond)
+				told := make(chan error, 1)
+				go func() { told <- leave(r, t.Context()) }()
+				elapse(50 * time.Millisecond)
+				if err := r.Resume(t.Context(), "b"); err != nil {
+					t.Error(err)
+				}
+				elapse(100 * time.Millisecond) // with commands on it, again
+				select {
+				case err := <-told:
+					if !errors.Is(err, group.ErrOvertaken) {
+						t.Errorf("got %v", err)
+					}
+				default:
+					t.Error("nobody is told")
+				}
+				elapse(time.Second)
+				stop()
+				r.wantState("b", api.MemberActive)
+			})
+		})
+	}
+}

@@ -419,6 +419,9 @@ func (g *Group) bringBack(ctx context.Context, name string, needs func(*member) 
 	m.drained = false
 	m.waiting = append(m.waiting, done)
 	l := m.link
+	if l != nil {
+		l.restedLocked() // whoever waits for the drain has to look again
+	}
 	silenced := l != nil && l.stint.ctx.Err() != nil
 	switch {
 	case ended && l != nil && !silenced:
