@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -160,6 +161,37 @@ func runDriver(t *testing.T, in []byte, args ...string) (out, errs string, code 
 		t.Fatal(err)
 	}
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+}
+
+// SoftHSM writes the file of a token at each login, a failed one too, and reads those
+// of all tokens when it is loaded.
+func TestDriversOpenTokensOfOneDirectoryAtTheSameTime(t *testing.T) {
+	const tokens, drivers, rounds = 2, 6, 2
+	store := softhsmtest.NewStore(t)
+	for n := range tokens {
+		store.Add(t, fmt.Sprintf("token-%d", n))
+	}
+	for round := range rounds {
+		t.Run(fmt.Sprintf("round %d", round), func(t *testing.T) {
+			var opening sync.WaitGroup
+			for n := range drivers {
+				d, pin, want := process(t), softhsmtest.PIN, uint(pluginproto.CKROK)
+				if n < tokens {
+					pin, want = "wrong-one", pluginproto.CKRPINIncorrect
+				}
+				opening.Go(func() {
+					_, err := d.Open(t.Context(), pluginproto.OpenRequest{
+						Settings: map[string]string{"token_label": fmt.Sprintf("token-%d", n%tokens), "softhsm_conf": store.Conf},
+						PIN:      []byte(pin), Domain: make([]byte, 32),
+					})
+					if pluginproto.CKROf(err) != want || (err == nil) != (n >= tokens) {
+						t.Errorf("driver %d: %v", n, err)
+					}
+				})
+			}
+			opening.Wait()
+		})
+	}
 }
 
 func TestCommandLine(t *testing.T) {

@@ -51,6 +51,9 @@ const crypto11Sessions = 4
 
 // dial makes a connection: library, token, login, sessions, session objects.
 func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
+	others := s.apart()
+	defer others.end() // may be called twice
+	others.reading()
 	lib, err := load(s)
 	if err != nil {
 		return nil, err
@@ -78,9 +81,11 @@ func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
 	if err != nil {
 		return nil, fail("configuring the token "+s.target(), err)
 	}
+	others.writing()
 	if err := c.login(s, sec.pin); err != nil {
 		return nil, err
 	}
+	others.end()
 	for range workers {
 		h, err := c.session()
 		if err != nil {

@@ -43,6 +43,9 @@ func (q Quirks) InitToken(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	others := r.settings.apart()
+	defer others.end()
+	others.writing()
 	lib, err := load(r.settings)
 	if err != nil {
 		return err

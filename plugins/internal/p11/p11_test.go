@@ -21,6 +21,7 @@ func quirks() p11.Quirks {
 	return p11.Quirks{
 		Driver:        "softhsm",
 		Env:           map[string]string{"softhsm_conf": "SOFTHSM2_CONF"},
+		Apart:         "softhsm_conf",
 		SessionCopies: true,
 		GCMTagFault:   pluginproto.CKRGeneralError,
 		RawOAEP:       true,

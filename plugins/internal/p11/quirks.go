@@ -17,6 +17,11 @@ type Quirks struct {
 	// files that must be readable.
 	Env map[string]string
 
+	// Apart is the setting whose file drivers lock while they open their tokens, for
+	// a library that does not bear other processes logging in meanwhile. The file is the
+	// library's where the setting is not given. Empty: nothing is locked.
+	Apart string
+
 	// FastWorkers and SlowWorkers are how many calls with secret keys and with key
 	// pairs the library is given at a time. Zero means 1.
 	FastWorkers, SlowWorkers int

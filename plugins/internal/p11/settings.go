@@ -24,6 +24,7 @@ type settings struct {
 	label  string            // CKA_LABEL of the token; "" when chosen by serial alone
 	serial string            // serial number of the token; "" when chosen by label alone
 	env    map[string]string // environment variable → value, for the library
+	lock   string            // path of the file that keeps drivers apart while they log in; "" for none
 }
 
 // target names the token as the settings choose it.
@@ -66,6 +67,11 @@ func (q Quirks) readSettings(in map[string]string) (settings, error) {
 	}
 	module, err := q.findModule(s.module)
 	s.module = module
+	if q.Apart != "" {
+		if s.lock = in[q.Apart]; s.lock == "" {
+			s.lock = module
+		}
+	}
 	if err := errors.Join(append(faults, err)...); err != nil {
 		return settings{}, permanent("reading the settings of the member", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
