@@ -167,15 +167,19 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 }
 
 // tell says why a chore could not be finished. Whoever asks for what fails wakes the
-// janitor each time, so the same is said once a minute.
+// janitor each time, so that it speaks of a chore every few seconds at most, and says the
+// same once a minute.
 func (j *janitor) tell(chore string, err error) {
 	if err == nil {
 		delete(j.told, chore)
 		return
 	}
 	next := complaint{err.Error(), time.Now()}
-	if last, ok := j.told[chore]; ok && last.text == next.text && next.at.Sub(last.at) < idle {
-		return
+	if last, ok := j.told[chore]; ok {
+		since := next.at.Sub(last.at)
+		if since < soon || (last.text == next.text && since < idle) {
+			return
+		}
 	}
 	j.told[chore] = next
 	j.log.Warn("janitor could not finish", "chore", chore, "error", err)

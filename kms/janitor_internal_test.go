@@ -27,7 +27,10 @@ func TestAJanitorSaysTheSameOnceAMinute(t *testing.T) {
 		says(1, "clearing up", full)
 		says(0, "clearing up", full)
 		says(1, "settling", full) // another chore
+		says(0, "clearing up", slow)
+		time.Sleep(soon)
 		says(1, "clearing up", slow)
+		time.Sleep(soon)
 		says(0, "clearing up", slow)
 		time.Sleep(idle)
 		says(1, "clearing up", slow)
