@@ -120,3 +120,51 @@ func TestACommandThatTakesLongStaysWhereItIs(t *testing.T) {
 		})
 	}
 }
+
+// TestAMemberThatIsMuchSlowerThanTheOthersStillHelps: it is silent for long, again and
+// again, and answers every time.
+func TestAMemberThatIsMuchSlowerThanTheOthersStillHelps(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		slow    time.Duration // of one command on the slow member; the others take 1 ms
+		callers int
+	}{
+		{"5 times, few callers", 5 * time.Millisecond, 3},
+		{"20 times, few callers", 20 * time.Millisecond, 3},
+		{"20 times, many callers", 20 * time.Millisecond, 64},
+		{"200 times, many callers", 200 * time.Millisecond, 64},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, three, hedged).start()
+				for name, h := range r.hsms {
+					h.set(func(h *hsm) {
+						h.turn, h.delay = make(chan struct{}, 1), time.Millisecond
+						if name == "a" {
+							h.delay = c.slow
+						}
+					})
+				}
+				stop := make(chan struct{})
+				l := &load{r: r}
+				l.callers(c.callers, stop)
+				elapse(10 * time.Second)
+				close(stop)
+				l.wg.Wait()
+				elapse(5 * time.Second)
+				served := 0
+				for _, h := range r.hsms {
+					n, _, _ := h.count()
+					served += n
+				}
+				slow, _, _ := r.hsms["a"].count()
+				most := int(10 * time.Second / c.slow)
+				if extra := served - l.sent; extra > l.sent/20 || slow < most/2 || slow > most+100 {
+					t.Errorf("%d commands, %d extra; the slow member served %d, and could have served %d", l.sent, extra, slow, most)
+				}
+				t.Logf("%d commands, %d extra, longest %v; the slow member served %d of at most %d", l.sent, served-l.sent, l.longest, slow, most)
+				r.wantGroup(api.GroupNormal)
+			})
+		})
+	}
+}
