@@ -2,12 +2,15 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
+	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 	"kmsd/kms/internal/group"
 	"kmsd/pluginproto"
@@ -113,6 +116,76 @@ func (t *table) swapping(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.swaps[name]
+}
+
+// seatFor is the place of a member that is described at run time, when that
+// description may be used.
+func (k *KMS) seatFor(g *keyGroup, spec api.MemberSpec) (seat, error) {
+	switch {
+	case spec.Name == "" || strings.Contains(spec.Name, "/"):
+		return seat{}, badRequest("%q is not the name of a member", spec.Name)
+	case k.enlist == nil:
+		e := badRequest("members cannot be added or replaced at run time here")
+		return seat{}, e
+	}
+	s := seat{
+		name: spec.Name, spec: &spec, entry: g.table.entry(spec.Name),
+		config: MemberConfig{Name: spec.Name, Driver: spec.Driver, Standby: spec.Standby},
+	}
+	m, err := k.enlist(g.name, spec)
+	if err != nil {
+		return seat{}, refusedSpec(err)
+	}
+	if m.Open == nil {
+		if faults := m.processFaults(k.connector.insecure, k.connector.driverDir); len(faults) > 0 {
+			return seat{}, refusedSpec(errors.Join(faults...))
+		}
+	}
+	if other := k.neighbour(g, m); other != "" {
+		return seat{}, badRequest("member %s has the settings of member %s; every member needs its own token", m.Name, other)
+	}
+	return s, nil
+}
+
+// neighbour returns another member whose token the settings describe, "" when there is
+// none. Without it a wrong PIN would be tried on a token that serves.
+func (k *KMS) neighbour(g *keyGroup, m MemberConfig) string {
+	if len(m.Settings) == 0 { // it says elsewhere which token it has
+		return ""
+	}
+	for _, known := range g.Status().Members {
+		s, ok := g.table.get(known.Name)
+		if !ok || s.name == m.Name {
+			continue
+		}
+		if other, err := k.resolve(g, s); err == nil && (placeOf(other) == placeOf(m) || describes(m, other, known.Token)) {
+			return s.name
+		}
+	}
+	return ""
+}
+
+// describes reports whether the settings of a member fit the token of another: by its
+// serial number, or by its label alone where the other's is looked for.
+func describes(m, other MemberConfig, t api.Token) bool {
+	label, serial := m.Settings["token_label"], m.Settings["token_serial"]
+	if serial != "" {
+		return serial == t.Serial && (label == "" || label == t.Label)
+	}
+	where := func(m MemberConfig) string {
+		m.Settings = maps.Clone(m.Settings)
+		delete(m.Settings, "token_label")
+		delete(m.Settings, "token_serial")
+		return placeOf(m)
+	}
+	return label != "" && label == t.Label && where(m) == where(other)
+}
+
+func refusedSpec(err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e
+	}
+	return badRequest("%v", err)
 }
 
 // memberConfig is a seat as package group wants it.
