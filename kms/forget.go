@@ -15,7 +15,18 @@ import (
 // the token comes back after all, it is compared with the catalog as any other, and
 // tombstones outlive their settling.
 func (k *KMS) forgetMember(ctx context.Context, g *keyGroup, name string) error {
-	g.forget(name)
+	if err := k.forgetCopies(ctx, g, name); err != nil {
+		return err
+	}
+	pending, err := k.pendingOn(ctx, g)
+	if err != nil || len(pending[name]) == 0 {
+		return err
+	}
+	return k.catalog.Settle(ctx, []string{name}, pending[name]...)
+}
+
+// forgetCopies takes a member out of the copies of every version.
+func (k *KMS) forgetCopies(ctx context.Context, g *keyGroup, name string) error {
 	moves := make(map[string][]move)
 	k.ring.inGroup(g.name, func(key *key) bool {
 		for _, v := range key.rec.Versions {
@@ -26,14 +37,7 @@ func (k *KMS) forgetMember(ctx context.Context, g *keyGroup, name string) error 
 		return true
 	})
 	g.forget(name)
-	if err := k.noteCopies(ctx, moves); err != nil {
-		return err
-	}
-	pending, err := k.pendingOn(ctx, g)
-	if err != nil || len(pending[name]) == 0 {
-		return err
-	}
-	return k.catalog.Settle(ctx, []string{name}, pending[name]...)
+	return k.noteCopies(ctx, moves)
 }
 
 // pendingOn returns which identities are still to be destroyed where. :: member →

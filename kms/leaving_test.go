@@ -118,3 +118,62 @@ func (d *brokenDisk) Apply(ctx context.Context, changes ...catalog.Record) (uint
 	}
 	return d.Store.Apply(ctx, changes...)
 }
+
+// An HSM that works is not given up for another one while keys are on it alone.
+func TestTheOnlyHolderOfAKeyIsNotReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 3, "hsm-x")
+		r.mustStart()
+		defer func() { r.stop() }()
+		ctx := t.Context()
+		for _, h := range r.hsms[1:] {
+			h.script(noRoom)
+		}
+		if _, err := r.CreateMasterKey(ctx, "shop", kms.KeyOptions{AllowDegraded: true}); err != nil {
+			t.Fatal(err)
+		}
+		wrapped := r.wrap("shop")
+		spec := r.spec("hsm-a", "hsm-x")
+		_, err := r.ReplaceMember(ctx, "", "hsm-a", &spec)
+		wantError(t, err, api.ErrState, "no other member is known to hold key shop")
+		r.wantUnwrap("shop", wrapped)
+
+		r.add("hsm-x") // which takes the key
+		if err := r.RemoveMember(ctx, "", "hsm-a", false); err != nil {
+			t.Fatal(err)
+		}
+		r.wantMembers("hsm-b hsm-c hsm-x")
+		r.wantUnwrap("shop", wrapped)
+	})
+}
+
+// A replacement that its caller gave up while it was being admitted must not be written
+// down as the token that it should have replaced.
+func TestAReplacementThatIsLateIsNotTakenForTheOldToken(t *testing.T) {
+	for delay := time.Duration(0); delay < 12*time.Second; delay += 500 * time.Millisecond {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReserve(t, 3, "hsm-x")
+			r.mustStart()
+			defer func() { r.stop() }()
+			r.create("shop")
+			before := records(t, r.disk)
+			r.spare["hsm-x"].faults = []memdriver.Fault{{Delay: time.Second}}
+			ctx, cancel := context.WithTimeout(t.Context(), delay+250*time.Millisecond)
+			defer cancel()
+			spec := r.spec("hsm-c", "hsm-x")
+			if _, err := r.ReplaceMember(ctx, "", "hsm-c", &spec); err == nil {
+				r.wantMembers("hsm-a hsm-b hsm-c")
+				return
+			}
+			<-time.After(time.Minute) // it is taken back when nobody waits any more
+			r.wantMembers("hsm-a hsm-b hsm-c")
+			if label := r.Status().Groups[0].Members[2].Token.Label; label != "hsm-c" {
+				t.Errorf("after %v the token is %s", delay, label)
+			}
+			if after := records(t, r.disk); after != before {
+				t.Errorf("after %v what is remembered of members was\n%s\nand is\n%s", delay, before, after)
+			}
+			r.wantVerified("shop")
+		})
+	}
+}

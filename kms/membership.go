@@ -58,10 +58,19 @@ func (k *KMS) addMember(ctx context.Context, g *keyGroup, spec api.MemberSpec) e
 	if err == nil {
 		return nil
 	}
-	undo, cancel := cleanup(ctx)
+	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.strike(ctx, g, s.name, before))
+}
+
+// strike takes back what was written down of a member that has not joined. With the
+// lease nobody is at that any more, though the attempt may have outlived its caller.
+func (k *KMS) strike(ctx context.Context, g *keyGroup, member string, before *catalog.Member) error {
+	ctx, cancel := cleanup(ctx)
 	defer cancel()
-	g.table.remove(s.name)
-	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.forgetMember(undo, g, s.name), k.restore(undo, g, s.name, before))
+	if release, err := g.Lease(ctx); err == nil { // else it is done all the same
+		defer release()
+	}
+	g.table.remove(member)
+	return errors.Join(k.forgetMember(ctx, g, member), k.restore(ctx, g, member, before))
 }
 
 // record returns what is remembered of a member, nil when that is nothing.
@@ -218,10 +227,30 @@ func (k *KMS) ReplaceMember(ctx context.Context, groupName, member string, spec 
 			if next, err = k.seatFor(g, described); err != nil {
 				return err
 			}
+			if err := k.mayGiveUp(g, old, next); err != nil {
+				return err
+			}
 		}
 		next.drained = false
 		return k.replace(ctx, g, old, next)
 	})
+}
+
+// mayGiveUp refuses to exchange an HSM that works for another one while keys are on it
+// alone. One that does not work keeps nobody from it: its keys are lost, or come back
+// with it as another member.
+func (k *KMS) mayGiveUp(g *keyGroup, old, next seat) error {
+	if before, err := k.resolve(g, old); err != nil {
+		return nil
+	} else if after, err := k.resolve(g, next); err == nil && placeOf(before) == placeOf(after) {
+		return nil // it is the same HSM
+	}
+	works := slices.ContainsFunc(g.InStep(), func(m group.Member) bool { return m.Name() == old.name })
+	if sole := k.soleCopies(g, old.name); works && len(sole) > 0 {
+		return stateError("bring the other members back, or add the other HSM as a new member and remove this one after that",
+			"no other member is known to hold %s", someKeys(sole))
+	}
+	return nil
 }
 
 // replace gives a member another seat, and takes the old one back when the member
@@ -239,22 +268,34 @@ func (k *KMS) replace(ctx context.Context, g *keyGroup, old, next seat) error {
 	err = g.Group.Replace(ctx, k.memberConfig(g, next))
 	g.table.swap(next.name, false)
 	err = memberFailed("replacing member "+next.name, next.name, err)
-	undo, cancel := cleanup(ctx)
-	defer cancel()
 	if err == nil || next.spec == old.spec { // the same HSM is tried again as any that is away
 		if old.drained {
+			undo, cancel := cleanup(ctx)
+			defer cancel()
 			err = errors.Join(err, k.remember(undo, g, next, func(rec *catalog.Member) { rec.Drained = false }))
 		}
 		return err
 	}
-	g.table.put(old)
-	if restored := k.restore(undo, g, old.name, before); restored != nil {
-		k.log.Warn("what was remembered of a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", restored)
-	}
-	if back := g.Group.Replace(undo, k.memberConfig(g, old)); back != nil {
-		k.log.Warn("a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", back)
-	}
+	k.takeBack(ctx, g, old, before)
 	return err
+}
+
+// takeBack gives a member its old seat after a replacement that has failed. The new one
+// may be at its admission still, and is stopped first: it must not be written down as
+// the old one's token.
+func (k *KMS) takeBack(ctx context.Context, g *keyGroup, old seat, before *catalog.Member) {
+	undo, cancel := cleanup(ctx)
+	defer cancel()
+	err := g.Group.Drain(undo, old.name, true)
+	g.table.put(old)
+	if err = errors.Join(err, k.restore(undo, g, old.name, before)); err != nil {
+		k.log.Warn("what was remembered of a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", err)
+	}
+	undo, cancel = cleanup(ctx)
+	defer cancel()
+	if err := g.Group.Replace(undo, k.memberConfig(g, old)); err != nil {
+		k.log.Warn("a member is not back after a replacement that failed", "group", g.name, "member", old.name, "error", err)
+	}
 }
 
 // change runs a change of who belongs to a group, one at a time, to its end, and

@@ -36,7 +36,7 @@ func TestStormOfMembers(t *testing.T) {
 }
 
 // stormSeeds is how many storms there are.
-var stormSeeds = uint64(8)
+var stormSeeds = uint64(4)
 
 type memberStorm struct {
 	*reserve
@@ -130,6 +130,9 @@ func (s *memberStorm) live() {
 func (s *memberStorm) calm() {
 	for _, h := range s.hsms {
 		h.come()
+		if d := h.driver(); d != nil {
+			d.Clear()
+		}
 	}
 	s.eventually(func() error {
 		if s.store.Crashed() {
@@ -196,15 +199,23 @@ func (s *memberStorm) briefly(random *rand.Rand) (context.Context, context.Cance
 
 func (s *memberStorm) weather(random *rand.Rand) {
 	h := s.hsms[random.IntN(len(s.hsms))]
-	switch random.IntN(5) {
-	case 0:
+	d := h.driver()
+	switch what := random.IntN(8); {
+	case what == 0:
 		h.leave()
-	case 1:
-		if d := h.driver(); d != nil {
-			d.Crash()
-		}
-	default:
+	case d == nil || what > 4:
 		h.come()
+	case what == 1:
+		d.Crash()
+	case what == 2:
+		f := noRoom
+		f.Times = 1 + random.IntN(100)
+		d.Script(f)
+	default: // slow at first, and hanging for good at last
+		calls := []memdriver.Call{memdriver.CallList, memdriver.CallGenerate, memdriver.CallDestroy, memdriver.CallCloneStep, memdriver.CallDo}
+		d.Script(memdriver.Fault{
+			Call: calls[random.IntN(len(calls))], Times: 1 + random.IntN(3), Delay: time.Duration(1<<random.IntN(15)) * time.Millisecond,
+		})
 	}
 }
 

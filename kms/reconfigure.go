@@ -135,6 +135,10 @@ func (k *KMS) reseat(ctx context.Context, g *keyGroup, cfg GroupConfig) (left []
 	if len(r.seats) > maxMembers {
 		return []string{fmt.Sprintf("group %s would have %d members; at most %d", g.name, len(r.seats), maxMembers)}, nil
 	}
+	r.gone = slices.DeleteFunc(r.gone, func(name string) bool { // who is there is let go below, if at all
+		_, there := g.table.get(name)
+		return there
+	})
 	if err := k.putRoster(ctx, g.name, r); err != nil {
 		return nil, err
 	}
@@ -161,6 +165,7 @@ func (k *KMS) reseat(ctx context.Context, g *keyGroup, cfg GroupConfig) (left []
 		if stays[s.name] {
 			continue
 		}
+		s.entry = ""
 		if err := k.removeMember(ctx, g, s, false); err != nil {
 			left = append(left, fmt.Sprintf("member %s of group %s is in the configuration no more, and stays until a restart: %v", s.name, g.name, err))
 		}

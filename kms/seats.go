@@ -268,7 +268,8 @@ func (k *KMS) recognise(ctx context.Context, g *keyGroup, m MemberConfig, token 
 		return nil
 	case g.table.swapping(m.Name), pin.Place != found.Place:
 		// Somebody wants it so: what the old token held says nothing about this one.
-		return k.forgetMember(ctx, g, m.Name)
+		// What was to be destroyed there stays so: it may be the old one after all.
+		return k.forgetCopies(ctx, g, m.Name)
 	case pin.Serial != found.Serial:
 		return refuse("the member is known by the token with serial %s (label %q), and this one has serial %s (label %q): "+
 			"it was initialised anew or exchanged; bring the old one back, or accept this one with: kmsd member replace %s",
