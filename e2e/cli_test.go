@@ -12,6 +12,7 @@ import (
 
 	"kmsd/e2e/look"
 	"kmsd/internal/devserver"
+	"kmsd/kms/api"
 )
 
 func TestCommandLine(t *testing.T) {
@@ -112,6 +113,7 @@ func TestCheckNamesEveryFaultWithItsLine(t *testing.T) {
 type badToken struct {
 	name    string
 	spoil   func(t *testing.T, s *devserver.Server, m look.Member)
+	state   api.MemberState
 	reasons []string
 }
 
@@ -119,17 +121,17 @@ func TestAMemberThatCannotStartSaysWhy(t *testing.T) {
 	tests := []badToken{
 		{"its module is missing", func(t *testing.T, s *devserver.Server, m look.Member) {
 			changeMember(t, s, m.Name, "module", "/nowhere/libsofthsm2.so")
-		}, []string{"/nowhere/libsofthsm2.so"}},
+		}, api.MemberFailed, []string{"/nowhere/libsofthsm2.so"}},
 		{"its token is missing", func(t *testing.T, s *devserver.Server, m look.Member) {
 			changeMember(t, s, m.Name, "token_label", "no-such-token")
-		}, []string{"no-such-token"}},
+		}, api.MemberDown, []string{"no-such-token"}}, // an HSM that is off comes back by itself
 		{"two tokens have its label", func(t *testing.T, s *devserver.Server, m look.Member) {
 			_, errs, code := runProgram(t, []string{"SOFTHSM2_CONF=" + m.Settings["softhsm_conf"]}, "", "/usr/bin/softhsm2-util",
 				"--init-token", "--free", "--label", m.Settings["token_label"], "--pin", "1234", "--so-pin", "1234")
 			if code != 0 {
 				t.Fatal(errs)
 			}
-		}, []string{"label", "token_serial"}},
+		}, api.MemberFailed, []string{"label", "token_serial"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -142,7 +144,7 @@ func TestAMemberThatCannotStartSaysWhy(t *testing.T) {
 			tt.spoil(t, s, m)
 			// "kmsd dev" would mend its own configuration, so it is served as it is.
 			s = serve(t, s)
-			failed := awaitMember(t, dial(t, s), m.Name, recoveredIn*2, isFailed)
+			failed := awaitMember(t, dial(t, s), m.Name, recoveredIn*2, func(m api.Member) bool { return m.State == tt.state && m.Reason != "" })
 			t.Logf("the reason: %s", failed.Reason)
 			for _, want := range tt.reasons {
 				if !strings.Contains(failed.Reason, want) {

@@ -17,22 +17,23 @@ func TestADriverThatNeverWakesUpIsReplaced(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	createKey(t, c, "shop")
-	load := startMeasured(t, c, "shop", 500)
+	load := startMeasured(t, c, "shop")
 	m := group(t, c).Members[0] // the primary
 	send(t, m.DriverPID, syscall.SIGSTOP)
 	stopped := time.Now()
 	wait(t, 3*time.Second) // until it is out of choice
-	begin := stall{load.wraps.take(), load.control.take()}
+	begin := stall{load.wraps.end(), load.control.end()}
 	t.Logf("%v", begin)
-	begin.noneWaited(t)
+	begin.noneWaited(t, longestWhileFrozen)
+	begin.wraps.noneFailed(t, 1000)
+	later := startLoad(t, c, "shop", 100)
 	const commandTimeout = 20 * time.Second // the default
 	awaitMember(t, c, m.Name, commandTimeout+recoveredIn, func(now api.Member) bool { return isActive(now) && now.DriverPID != m.DriverPID })
 	t.Logf("%s has a new driver %v after SIGSTOP", m.Name, time.Since(stopped))
 	if running(m.DriverPID) {
 		t.Errorf("the frozen driver, %d, still runs", m.DriverPID)
 	}
-	begin.wraps.noneFailed(t, 1000)
-	load.wraps.end().noneFailed(t, 2000)
+	later.end().noneFailed(t, 2000)
 	allVerify(t, c)
 }
 

@@ -162,7 +162,7 @@ func servesAgain(t *testing.T, c *client.Client, member string, bring map[string
 // driverStart is for a driver to start and open its token on a busy machine.
 const driverStart = time.Second
 
-// wrap wraps, and does not mind if that fails.
+// wrap wraps.
 func (l *openLoad) wrap(due time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
