@@ -38,7 +38,7 @@ var lives = []struct {
 	live   func(context.Context, *p11.Driver) error
 }{
 	{"a secret key", 5, liveSecret},
-	{"a pair", 17, livePair},
+	{"a pair", 11, livePair},
 }
 
 func liveSecret(ctx context.Context, d *p11.Driver) error {
