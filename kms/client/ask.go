@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -69,7 +70,7 @@ func ask[Ans any](ctx context.Context, c *Client, q question) (Ans, error) {
 		if ctx.Err() != nil && (f.err.Code == api.CodeDeadline || f.err.Code == api.CodeInternal) {
 			f = c.broken(ctx, q, ctx.Err()) // what a server says to a connection that is being closed
 		}
-		if attempt == c.opts.Attempts || !again(q, f) || !pause(ctx, delay(attempt, f.err)) {
+		if attempt == c.opts.Attempts || !again(q, f) || !pause(ctx, delay(attempt, left(ctx), f.err)) {
 			var zero Ans
 			return zero, f.err
 		}
@@ -105,18 +106,30 @@ func again(q question, f *failure) bool {
 // maxRetryAfter bounds the pause that a server may ask for.
 const maxRetryAfter = time.Minute
 
-// delay is a random part of 50 ms, 100 ms, 200 ms and so on, up to 2 s, but no less
-// than what the server asks for, within reason.
-func delay(attempt int, e *api.Error) time.Duration {
+// delay is a random part of 50 ms, 100 ms, 200 ms and so on, up to 2 s and up to half of
+// the time that is left, so that a call is not given up while another attempt may help. It
+// is no less than what the server asks for, within reason.
+func delay(attempt int, left time.Duration, e *api.Error) time.Duration {
 	const first, most = 50 * time.Millisecond, 2 * time.Second
 	d := min(first<<min(attempt-1, 10), most)
 	d = d/2 + rand.N(d/2)
+	if left > first {
+		d = min(d, left/2)
+	}
 	return max(d, time.Duration(min(e.RetryAfterMS, maxRetryAfter.Milliseconds()))*time.Millisecond)
+}
+
+// left is the time until ctx ends.
+func left(ctx context.Context) time.Duration {
+	if end, ok := ctx.Deadline(); ok {
+		return time.Until(end)
+	}
+	return math.MaxInt64
 }
 
 // pause waits, or returns false at once if ctx would end meanwhile.
 func pause(ctx context.Context, d time.Duration) bool {
-	if end, ok := ctx.Deadline(); ok && time.Until(end) <= d {
+	if left(ctx) <= d {
 		return false
 	}
 	t := time.NewTimer(d)

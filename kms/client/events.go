@@ -44,7 +44,7 @@ func (c *Client) EventsAfter(ctx context.Context, last int) iter.Seq[api.Event] 
 					return
 				}
 			}
-			if !pause(ctx, delay(attempt, e)) {
+			if !pause(ctx, delay(attempt, left(ctx), e)) {
 				return
 			}
 		}

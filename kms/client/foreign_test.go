@@ -14,7 +14,7 @@ import (
 // A server cannot put a reader of events to sleep for years.
 func TestAServerCannotAskForAnEternity(t *testing.T) {
 	for _, ms := range []int64{1 << 40, 1<<63 - 1, -1 << 63} {
-		if got := client.Delay(1, &api.Error{RetryAfterMS: ms}); got <= 0 || got > time.Minute {
+		if got := client.Delay(1, time.Hour, &api.Error{RetryAfterMS: ms}); got <= 0 || got > time.Minute {
 			t.Errorf("after retry_after_ms %d the pause is %v", ms, got)
 		}
 	}

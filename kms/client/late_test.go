@@ -76,6 +76,21 @@ func TestNoCallOutlivesItsContext(t *testing.T) {
 	}
 }
 
+// The later a call is tried again the longer it pauses, but never for the rest of its time.
+func TestAPauseLeavesTimeForAnotherAttempt(t *testing.T) {
+	for attempt := 1; attempt < 20; attempt++ {
+		for _, left := range []time.Duration{51 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second, time.Hour} {
+			if d := client.Delay(attempt, left, &api.Error{}); d <= 0 || d > left/2 || d > 2*time.Second {
+				t.Errorf("attempt %d with %v left: a pause of %v", attempt, left, d)
+			}
+		}
+	}
+	// What the server asks for is not cut short, and so not waited for.
+	if d := client.Delay(1, time.Second, &api.Error{RetryAfterMS: 5000}); d != 5*time.Second {
+		t.Errorf("a pause of %v where the server asks for 5 s", d)
+	}
+}
+
 func eternal(o *client.Options) { o.Attempts = 1 << 20 }
 
 // fullListener listens where the kernel takes no more connections.
