@@ -123,7 +123,7 @@ func (m measured) freeze(t *testing.T, member string, length time.Duration) stal
 
 // attempts is how often a freeze is tried until the machine has the time to show how
 // fast the group is. A wait for a member is there each time; one for a processor is not.
-const attempts = 5
+const attempts = 4
 
 // withstands checks that a freeze is not noticed: in no attempt may a request have waited
 // for the member, and one of them has to be as fast as promised.
@@ -145,7 +145,7 @@ func (m measured) withstands(t *testing.T, member string, length time.Duration) 
 		// busy that is long, until others have taken their place.
 		wait(t, 3*time.Second)
 	}
-	if fit > 0 {
+	if fit == attempts {
 		t.Errorf("with %s frozen for %v a request took %v or more each of %d times", member, length, longestWhileFrozen, attempts)
 	}
 }
