@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"kmsd/kms/catalog"
@@ -64,7 +65,12 @@ func (b *book) Note(ctx context.Context, member string, plan replica.Plan, repor
 		}
 	}
 	if len(settled) > 0 {
-		if err := b.kms.catalog.Settle(ctx, []string{member}, settled...); err != nil {
+		err := b.kms.catalog.Settle(ctx, []string{member}, settled...)
+		switch {
+		case errors.Is(err, catalog.ErrFull): // a full disk keeps nobody from unwrapping
+			b.kms.log.Warn("what a member has destroyed is still to be written down", "group", b.g.name, "member", member, "error", err)
+			b.g.janitor.settleLater()
+		case err != nil:
 			return err
 		}
 	}

@@ -177,3 +177,41 @@ func TestAReplacementThatIsLateIsNotTakenForTheOldToken(t *testing.T) {
 		})
 	}
 }
+
+// A full disk keeps nobody from unwrapping, also when all members come back with keys to
+// destroy, which cannot be written down then.
+func TestMembersWithKeysToDestroyServeOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2)
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.create("shop")
+		r.create("till")
+		wrapped := r.wrap("shop")
+		for _, h := range r.hsms {
+			h.leave()
+		}
+		r.wantMembers("hsm-a:down hsm-b:down")
+		if _, err := r.Destroy(t.Context(), "till", 0); err != nil {
+			t.Fatal(err)
+		}
+		r.stop()
+		disk := &brokenDisk{Store: r.disk.Reopen()}
+		disk.breaks(catalog.KindTombstone)
+		for _, h := range r.hsms {
+			h.come()
+		}
+		if err := r.start(disk); err != nil {
+			t.Fatal(err)
+		}
+		r.wantMembers("hsm-a hsm-b")
+		r.wantUnwrap("shop", wrapped)
+		for _, h := range r.hsms {
+			if n := len(h.token.Keys()); n != 1 {
+				t.Errorf("%s holds %d keys", h.name, n)
+			}
+		}
+		disk.breaks("")
+		r.wantConsistent()
+	})
+}
