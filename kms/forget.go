@@ -48,8 +48,8 @@ func (k *KMS) pendingOn(ctx context.Context, g *keyGroup) (map[string][]string, 
 		if err != nil {
 			return nil, err
 		}
-		if t.Group != g.name {
-			continue
+		if t.Group != g.name || t.IsCanary() {
+			continue // without its tombstone a canary would be a stranger on a token that is added again
 		}
 		for _, m := range t.Pending {
 			pending[m] = append(pending[m], t.Identity)

@@ -42,6 +42,6 @@ func (c *Catalog) EndCanary(ctx context.Context, in Intent) error {
 	return nil
 }
 
-// isCanary reports whether a tombstone is that of a canary. It goes when it is
+// IsCanary reports whether a tombstone is that of a canary. It goes when it is
 // settled: the identity was never anybody's, so nobody can bring it back.
-func (t Tombstone) isCanary() bool { return strings.HasPrefix(t.Key, canaryKey) }
+func (t Tombstone) IsCanary() bool { return strings.HasPrefix(t.Key, canaryKey) }

@@ -246,7 +246,7 @@ func (c *Catalog) settleOnce(ctx context.Context, members, identities []string) 
 		if err != nil {
 			return err
 		}
-		if t.isCanary() && len(t.Pending) == 0 {
+		if t.IsCanary() && len(t.Pending) == 0 {
 			r.Value = nil
 		}
 		changes = append(changes, r)
