@@ -154,7 +154,7 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (begun int) {
 		}
 		ctx, cancel := timeout(t, stepTime)
 		s.report.begin()
-		wg.Go(func() {
+		suffered := func() {
 			defer cancel()
 			defer hurt.giveBack(step.Hurts(plan.Members))
 			begin := time.Now()
@@ -171,7 +171,12 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (begun int) {
 			if testing.Verbose() {
 				t.Logf("%s fault %3d %v: whole after %v", begin.Format(clock), i+1, step, time.Since(begin).Round(time.Millisecond))
 			}
-		})
+		}
+		if step.Kind == chaos.KillDaemon || step.Kind == chaos.FreezeDaemon {
+			suffered() // there is one kmsd, and it has to serve before the next
+		} else {
+			wg.Go(suffered)
+		}
 		begun++
 		pause(ctx, step.Pause)
 	}

@@ -36,10 +36,10 @@ type site struct {
 	filling sync.Mutex // held while the disk of the catalog is full
 	leaving sync.Mutex // held while a member is out of the group: min_copies have to stay
 
-	mu      sync.Mutex // guards the rest
-	server  *devserver.Server
-	started time.Time      // when it was ready
-	yaml    map[string]any // of kmsd.yaml
+	mu     sync.Mutex // guards the rest
+	server *devserver.Server
+	up     time.Time      // since when it serves
+	yaml   map[string]any // of kmsd.yaml
 }
 
 // hsm is a member with all that can go wrong with it.
@@ -216,28 +216,30 @@ func (s *site) enter(entry any) error {
 func (s *site) freeze(ctx context.Context, d time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.awaitLife(ctx)
 	if err := syscall.Kill(s.server.PID(), syscall.SIGSTOP); err != nil {
 		return err
 	}
 	pause(ctx, d)
+	s.up = time.Now()
 	return syscall.Kill(s.server.PID(), syscall.SIGCONT)
 }
 
-// lifetime is how long kmsd serves at least before it is killed: one that is killed as
-// soon as it is up answers nobody, and promises nothing.
-const lifetime = time.Second
+// awaitLife lets kmsd serve for a second before it is killed or stopped, s.mu held: one
+// that is hurt as soon as it is up answers nobody, and promises nothing.
+func (s *site) awaitLife(ctx context.Context) { pause(ctx, time.Until(s.up.Add(time.Second))) }
 
 // restart kills kmsd and starts it again.
 func (s *site) restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	pause(ctx, time.Until(s.started.Add(lifetime)))
+	s.awaitLife(ctx)
 	s.server.Kill()
 	server, err := devserver.Serve(ctx, s.config(len(s.hsms)), s.env)
 	if err != nil {
 		return err
 	}
-	s.server, s.started = server, time.Now()
+	s.server, s.up = server, time.Now()
 	return nil
 }
 
