@@ -292,8 +292,9 @@ func (s *site) pid() int {
 	return s.server.PID()
 }
 
-// admin repeats what an operator asks for until it is done or refused for good. The
-// codes are refusals that say that it has been done already.
+// admin repeats what an operator asks for until it is done or refused for good. A member
+// that the others cannot do without, as they are away just then, is refused with state.
+// The codes are refusals that say that it has been done already.
 func (s *site) admin(ctx context.Context, what string, act func(api.Admin) error, already ...api.Code) error {
 	a, ok := any(s.operator).(api.Admin)
 	if !ok {
@@ -310,7 +311,7 @@ func (s *site) admin(ctx context.Context, what string, act func(api.Admin) error
 				return nil
 			}
 		}
-		if !e.Retryable {
+		if !e.Retryable && e.Code != api.CodeState {
 			return devserver.Final(fmt.Errorf("%s: %w", e.Code, e))
 		}
 		return err
