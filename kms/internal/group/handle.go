@@ -93,10 +93,14 @@ type errand[T any] struct {
 
 // turn is one errand's, from enter to leave.
 type turn struct {
-	writes    bool
-	cost      int // what it counts for when a member is chosen
-	began     time.Time
-	abandoned bool // nobody waits for it any more; guarded by Group.mu
+	writes bool
+	cost   int // what it counts for when a member is chosen
+	began  time.Time
+
+	// Guarded by Group.mu:
+	abandoned bool        // nobody waits for it any more
+	over      bool        // it has ended
+	late      *time.Timer // drops the member when it does not end
 }
 
 type outcome[T any] struct {
@@ -155,9 +159,10 @@ func start[T any](ctx context.Context, h *handle, e errand[T], done chan<- outco
 	go func() {
 		defer h.g.tasks.Done()
 		defer stop()
-		late := time.AfterFunc(limit, func() { h.g.drop(h.l, overran(limit)) })
+		h.g.mu.Lock()
+		h.timeLocked(t, limit)
+		h.g.mu.Unlock()
 		value, err := e.run(runCtx)
-		late.Stop()
 		h.leave(t, err)
 		if e.finish != nil {
 			e.finish()
@@ -165,6 +170,27 @@ func start[T any](ctx context.Context, h *handle, e errand[T], done chan<- outco
 		done <- outcome[T]{value, err}
 	}()
 	return t, stop, nil
+}
+
+// timeLocked has the member dropped when a call has not ended in its time. After this process
+// itself was stopped, or starved of time, the call gets its time anew: the answer may be
+// waiting to be read.
+func (h *handle) timeLocked(t *turn, limit time.Duration) {
+	begun := time.Now()
+	t.late = time.AfterFunc(limit, func() {
+		h.g.mu.Lock()
+		if t.over {
+			h.g.mu.Unlock()
+			return
+		}
+		if h.g.stoppedLocked(h.l, time.Now()) || h.l.resumed.After(begun) {
+			h.timeLocked(t, limit)
+			h.g.mu.Unlock()
+			return
+		}
+		h.g.mu.Unlock()
+		h.g.drop(h.l, overran(limit))
+	})
 }
 
 // overran is why a member is dropped that did not come to the end of a call.
@@ -259,6 +285,8 @@ func (h *handle) abandon(t *turn) {
 // leave counts a call out and drops the member when it failed.
 func (h *handle) leave(t *turn, err error) {
 	h.g.mu.Lock()
+	t.over = true
+	t.late.Stop()
 	h.l.load -= t.cost
 	h.l.returnedLocked()
 	if fromDriver(err) {

@@ -133,5 +133,48 @@ func TestAWatcherThatWasStoppedItselfBlamesNobody(t *testing.T) {
 	}
 }
 
+// With a key operation under way, three members were dropped at once.
+func TestACallIsNotBlamedForAStopOfThisProcess(t *testing.T) {
+	const limit = 20 * time.Second
+	for _, c := range []struct {
+		name string
+		look func(g *Group, l *link) // just before the time of the call is over
+		want api.MemberState
+	}{
+		{"its watcher has looked all the time", func(g *Group, l *link) { g.mu.Lock(); defer g.mu.Unlock(); l.looked = time.Now() }, api.MemberDown},
+		{"its watcher has not looked for long", func(*Group, *link) {}, api.MemberActive},
+		{"its watcher was the first to find out", func(g *Group, l *link) { g.look(l) }, api.MemberActive},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				g.ctx = t.Context()
+				m := g.members[0]
+				m.ctx = g.ctx
+				l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+				m.link, m.state, l.entered, l.probing, l.due = l, api.MemberActive, true, true, 1
+				h, call := &handle{g: g, l: l, st: l.stint}, &turn{}
+				g.mu.Lock()
+				h.timeLocked(call, limit)
+				g.mu.Unlock()
+				time.Sleep(limit - time.Millisecond)
+				c.look(g, l)
+				time.Sleep(2 * time.Millisecond)
+				synctest.Wait()
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				if m.state != c.want {
+					t.Errorf("the member is %s (%s), want %s", m.state, m.reason, c.want)
+				}
+				call.over = true
+				call.late.Stop()
+			})
+		})
+	}
+}
+
 // noConn is a connection that nobody calls.
 type noConn struct{ Conn }

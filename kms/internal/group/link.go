@@ -101,6 +101,7 @@ type link struct {
 	due      int           // calls of any kind that have not returned
 	rest     chan struct{} // closed when the link is idle; nil: nobody waits for that
 	looked   time.Time     // when its watcher last looked
+	resumed  time.Time     // when it last found that this process had been stopped
 	heard    time.Time     // last answer of any kind
 	good     time.Time     // last success of a command or probe
 	silentAt time.Time     // when the last stint ended
@@ -224,10 +225,11 @@ func (g *Group) bid(l *link) {
 func (g *Group) look(l *link) {
 	now := time.Now()
 	g.mu.Lock()
-	if now.Sub(l.looked) >= g.cfg.ProbeInterval/2 && !l.owes.IsZero() {
-		// It is this process that was stopped, or starved of time, and the answer may
-		// be waiting to be read.
-		l.owes = now
+	if g.stoppedLocked(l, now) {
+		l.resumed = now
+		if !l.owes.IsZero() {
+			l.owes = now // the answer may be waiting to be read
+		}
 	}
 	l.looked = now
 	var owed time.Duration
@@ -259,6 +261,12 @@ func (g *Group) look(l *link) {
 		g.probeLocked(l, now)
 	}
 	g.mu.Unlock()
+}
+
+// stoppedLocked reports whether this process itself was stopped, or starved of time, since
+// the watcher of a link has last looked.
+func (g *Group) stoppedLocked(l *link, now time.Time) bool {
+	return now.Sub(l.looked) >= g.cfg.ProbeInterval/2
 }
 
 // lastHeard is when a heartbeat or an answer came in, as far as the Conn can tell.
