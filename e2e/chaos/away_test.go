@@ -141,6 +141,8 @@ func TestAKmsdThatStoodStillDropsNoMember(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.wg.Go(func() { l.burst(ctx, time.Second) }) // with a key operation under way
+	pause(ctx, 300*time.Millisecond)
 	stopped := time.Now()
 	must(t, s.freeze(ctx, max(deadline, 4*commandTimeout)+2*time.Second))
 	resumed := time.Now()
