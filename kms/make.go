@@ -165,6 +165,10 @@ func (k *KMS) addVersion(ctx context.Context, g *keyGroup, name, done string, de
 			return catalog.Key{}, err
 		}
 		h, err := k.generate(ctx, g, rec)
+		if errors.Is(err, catalog.ErrConflict) && ctx.Err() == nil && k.changed(ctx, rec) {
+			attempt-- // a member came in step meanwhile, and its copies were noted: nothing was begun
+			continue
+		}
 		if err != nil {
 			return catalog.Key{}, ifEnded(ctx, err)
 		}

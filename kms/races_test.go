@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"kmsd/internal/memdriver"
 	"kmsd/kms"
+	"kmsd/kms/catalog"
 	"kmsd/kms/catalog/catalogtest"
 	"kmsd/pluginproto"
 )
@@ -118,6 +120,43 @@ func TestMemberThatCannotDestroyNowDoesItLater(t *testing.T) {
 		}
 		if n := len(r.hsms[1].token.Keys()); n != 1 {
 			t.Fatalf("hsm-b holds %d keys, want the one it could not destroy", n)
+		}
+		r.wantConsistent()
+	})
+}
+
+// moved is a store in which a record changes just before the first intent is written.
+type moved struct {
+	catalog.Store
+	change func()
+}
+
+func (m *moved) Apply(ctx context.Context, changes ...catalog.Record) (uint64, error) {
+	change := m.change
+	if change != nil && slices.ContainsFunc(changes, func(r catalog.Record) bool { return r.Kind == catalog.KindIntent && r.Rev == 0 }) {
+		m.change = nil
+		change()
+	}
+	return m.Store.Apply(ctx, changes...)
+}
+
+// What a member that comes back holds is noted whenever that happens, also between a
+// rotation's look at the key and its intent.
+func TestKeyIsNotedSomewhereWhileItsRotationBegins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3)
+		store := &moved{Store: r.disk.Reopen()}
+		r.mustStartOn(store)
+		defer r.stop()
+		r.create("shop")
+		store.change = func() {
+			one := 1
+			if _, err := r.UpdateKey(t.Context(), "shop", kms.KeyUpdate{MinCopies: &one}); err != nil {
+				t.Error(err)
+			}
+		}
+		if n, err := r.Rotate(t.Context(), "shop"); n != 2 || err != nil {
+			t.Errorf("rotating gave version %d and %v, want 2", n, err)
 		}
 		r.wantConsistent()
 	})
