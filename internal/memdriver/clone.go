@@ -153,7 +153,10 @@ func (d *Driver) receive(req pluginproto.CloneRequest) (pluginproto.CloneReply, 
 	if !bytes.Equal(k.check, o.Check) {
 		return pluginproto.CloneReply{}, cloneRefused("the check value is another one")
 	}
-	there, _ := d.token.add(req.Key, k)
+	var there *key
+	if err := d.change(func() { there, _ = d.token.add(req.Key, k) }); err != nil {
+		return pluginproto.CloneReply{}, err
+	}
 	return holds(req.Key, there, o.Check)
 }
 

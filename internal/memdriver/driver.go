@@ -138,7 +138,11 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 	if err != nil {
 		return pluginproto.Object{}, err
 	}
-	if _, ok := d.token.add(spec.ID, k); !ok {
+	var added bool
+	if err := d.change(func() { _, added = d.token.add(spec.ID, k) }); err != nil {
+		return pluginproto.Object{}, err
+	}
+	if !added {
 		return pluginproto.Object{}, pluginproto.Errorf(pluginproto.ClassCaller, "generating key "+spec.ID.String(), "the identity is taken")
 	}
 	return k.object(spec.ID), nil
@@ -157,7 +161,10 @@ func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs 
 	if attrs.Label != nil {
 		label = *attrs.Label
 	}
-	if !d.token.setLabel(id, label) {
+	if err := d.change(func() { ok = d.token.setLabel(id, label) }); err != nil {
+		return err
+	}
+	if !ok {
 		return absent("changing key", id)
 	}
 	return nil
@@ -168,7 +175,11 @@ func (d *Driver) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 	if err := d.begin(ctx, CallDestroy, 0); err != nil {
 		return err
 	}
-	if !d.token.Lose(id) {
+	var there bool
+	if err := d.change(func() { there = d.token.Lose(id) }); err != nil {
+		return err
+	}
+	if !there {
 		return absent("destroying key", id)
 	}
 	return nil

@@ -95,6 +95,18 @@ func (d *Driver) lose(why error) {
 	}
 }
 
+// change runs what changes the token, unless the driver is lost: what a process has
+// begun ends with it, so nothing comes to a token from a driver that was killed.
+func (d *Driver) change(what func()) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lost != nil {
+		return d.lost
+	}
+	what()
+	return nil
+}
+
 // begin is the start of every call: it counts, and lets the scripted fault happen.
 func (d *Driver) begin(ctx context.Context, c Call, op pluginproto.Op) error {
 	if err := ctx.Err(); err != nil {
