@@ -298,8 +298,22 @@ func (k *KMS) takeBack(ctx context.Context, g *keyGroup, old seat, before *catal
 	}
 }
 
-// change runs a change of who belongs to a group, one at a time, to its end, and
-// returns the member as it is after that; none for the name "".
+// inOrder runs a change of who belongs to a group, one at a time, to its end.
+func inOrder[T any](ctx context.Context, k *KMS, g *keyGroup, do func(context.Context) (T, error)) (T, error) {
+	return detached(ctx, k, func(ctx context.Context) (T, error) {
+		select {
+		case g.order <- struct{}{}:
+		case <-ctx.Done():
+			var none T
+			return none, fmt.Errorf("waiting for another change of group %s: %w", g.name, ctx.Err())
+		}
+		defer func() { <-g.order }()
+		return do(ctx)
+	})
+}
+
+// change runs a change of a member in order and returns the member as it is after that;
+// none for the name "".
 func (k *KMS) change(ctx context.Context, doing, groupName, member string, do func(context.Context, *keyGroup) error) (api.Member, error) {
 	ctx, cancel := begin(ctx)
 	defer cancel()
@@ -307,15 +321,7 @@ func (k *KMS) change(ctx context.Context, doing, groupName, member string, do fu
 	if err != nil {
 		return api.Member{}, err
 	}
-	_, err = detached(ctx, k, func(ctx context.Context) (struct{}, error) {
-		select {
-		case g.order <- struct{}{}:
-		case <-ctx.Done():
-			return struct{}{}, fmt.Errorf("waiting for another change of group %s: %w", g.name, ctx.Err())
-		}
-		defer func() { <-g.order }()
-		return struct{}{}, do(ctx, g)
-	})
+	_, err = inOrder(ctx, k, g, func(ctx context.Context) (struct{}, error) { return struct{}{}, do(ctx, g) })
 	if err != nil || member == "" {
 		return api.Member{}, blame(member, translate(doing, err))
 	}

@@ -90,14 +90,10 @@ func (k *KMS) Reconfigure(ctx context.Context, groups []GroupConfig) (left []str
 		for _, what := range changedSettings(g.cfg, next) {
 			left = append(left, fmt.Sprintf("%s of group %s has changed: it needs a restart", what, g.name))
 		}
-		var undone []string
-		_, err := k.change(ctx, doing, g.name, "", func(ctx context.Context, g *keyGroup) (err error) {
-			undone, err = k.reseat(ctx, g, next)
-			return err
-		})
+		undone, err := inOrder(ctx, k, g, func(ctx context.Context) ([]string, error) { return k.reseat(ctx, g, next) })
 		left = append(left, undone...)
 		if err != nil {
-			return left, err
+			return left, translate(doing, err)
 		}
 	}
 	return left, nil
