@@ -126,7 +126,7 @@ type rig struct {
 	disk  *catalogtest.Memory
 	hsms  []*hsm
 	group kms.GroupConfig
-	log   *bytes.Buffer
+	log   *logBuffer
 	// enlist is the service's; nil: nobody joins at run time.
 	enlist func(string, api.MemberSpec) (kms.MemberConfig, error)
 	*kms.KMS
@@ -134,7 +134,7 @@ type rig struct {
 
 // newRig makes a group of n members, hsm-a, hsm-b and so on, not opened yet.
 func newRig(t testing.TB, n int) *rig {
-	r := &rig{t: t, disk: catalogtest.NewMemory(), log: new(bytes.Buffer)}
+	r := &rig{t: t, disk: catalogtest.NewMemory(), log: new(logBuffer)}
 	r.group = kms.GroupConfig{
 		Domain: func(context.Context) ([]byte, error) { return bytes.Repeat([]byte{7}, 32), nil },
 	}
@@ -155,6 +155,26 @@ func newRig(t testing.TB, n int) *rig {
 }
 
 // start opens the service on a store, or on the rig's own when that is nil.
+// logBuffer is a log that may be read while it is written.
+type logBuffer struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.text.Bytes())
+}
+
+func (b *logBuffer) String() string { return string(b.Bytes()) }
+
 func (r *rig) start(store catalog.Store) error {
 	if store == nil {
 		store = r.disk.Reopen()
