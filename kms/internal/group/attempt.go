@@ -51,8 +51,11 @@ func (d *dispatch) start(how beginning) bool {
 	l.inFlight++
 	l.load += d.cost
 	g.oweLocked(l, a.began)
-	if how == startOnly || how == startMoved {
+	switch how {
+	case startOnly, startMoved:
 		g.hedge.sent()
+	case startAway:
+		g.hedge.moved()
 	}
 	var look time.Duration // when to ask what the command needs; 0: never
 	if g.cfg.Hedge && len(g.members) > 1 {

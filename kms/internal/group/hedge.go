@@ -53,6 +53,11 @@ func (h *hedger) afford() bool {
 	return true
 }
 
+// moved notes a command that was moved without being afforded. It is paid for later,
+// as far as the savings go, so that a member which only seemed to hang does not make
+// the extra commands more than their share.
+func (h *hedger) moved() { h.tokens = max(h.tokens-1, -hedgeSavings) }
+
 // limit is a time that is hardly ever needed: twice the p99 of what is.
 type limit struct {
 	after time.Duration
