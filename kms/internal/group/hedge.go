@@ -10,6 +10,7 @@ const (
 	hedgeFloor   = 5 * time.Millisecond // a command is never slow before this
 	hedgeShare   = 0.05                 // extra commands for each command
 	hedgeSavings = 10                   // extra commands that a quiet time can save up
+	hedgeDebt    = 50                   // extra commands that can be taken in advance, for members that seem to hang
 	hedgeRefresh = 64                   // times between two looks at their p99
 
 	// strikesOut is how often a member is found to let a command wait, without any
@@ -54,9 +55,9 @@ func (h *hedger) afford() bool {
 }
 
 // moved notes a command that was moved without being afforded. It is paid for later,
-// as far as the savings go, so that a member which only seemed to hang does not make
-// the extra commands more than their share.
-func (h *hedger) moved() { h.tokens = max(h.tokens-1, -hedgeSavings) }
+// within limits, so that members which only seem to hang do not make the extra commands
+// more than their share.
+func (h *hedger) moved() { h.tokens = max(h.tokens-1, -hedgeDebt) }
 
 // limit is a time that is hardly ever needed: twice the p99 of what is.
 type limit struct {
