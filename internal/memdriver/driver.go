@@ -29,6 +29,7 @@ type Driver struct {
 	opts   Options
 	pid    int
 	turn   chan struct{} // holds a token while nobody computes; nil without OneAtATime
+	until  time.Time     // when the token is done with the last command; for whoever has turn
 	done   chan struct{}
 	ended  sync.Once // closes done
 	clones clones
@@ -201,16 +202,25 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 	if err := d.begin(ctx, CallDo, cmd.Op); err != nil {
 		return pluginproto.Result{}, err
 	}
+	service := d.opts.ServiceTime
 	if d.turn != nil {
+		came := time.Now()
 		select {
 		case <-d.turn:
 			defer func() { d.turn <- struct{}{} }()
 		case <-ctx.Done():
 			return pluginproto.Result{}, ctx.Err()
 		}
+		// A token begins with what waits the moment it is done with the last command,
+		// however late this process wakes up to see it.
+		if d.until.Before(came) {
+			d.until = came
+		}
+		d.until = d.until.Add(service)
+		service = time.Until(d.until)
 	}
 	if d.opts.ServiceTime > 0 {
-		if err := d.pause(ctx, d.opts.ServiceTime); err != nil {
+		if err := d.pause(ctx, service); err != nil {
 			return pluginproto.Result{}, err
 		}
 		if err := d.broken(CallDo); err != nil {

@@ -183,6 +183,9 @@ func (d *Driver) pickFaultLocked(c Call, op pluginproto.Op) *Fault {
 
 // pause waits for a time, for the end of the context or for the driver's.
 func (d *Driver) pause(ctx context.Context, t time.Duration) error {
+	if t <= 0 {
+		return ctx.Err()
+	}
 	timer := time.NewTimer(t)
 	defer timer.Stop()
 	select {

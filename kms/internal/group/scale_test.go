@@ -87,8 +87,8 @@ func TestW54_ThroughputGrowsWithTheMembers(t *testing.T) {
 	}
 }
 
-// BenchmarkMembers is the same by the real clock, where a service time of 1 ms is a
-// little more and the group has to do its own work for each command on this machine.
+// BenchmarkMembers is the same by the real clock, where the group has to do its own work
+// for each command on this machine.
 func BenchmarkMembers(b *testing.B) {
 	for _, members := range []int{1, 2, 4, 8, 16, 32} {
 		b.Run(fmt.Sprint(members), func(b *testing.B) {
