@@ -88,16 +88,29 @@ func (l *load) end() {
 	l.wg.Wait()
 }
 
-// programs begin at a fixed rate.
+// mostWaiting is how many programs wait for an answer at a time. While kmsd stands still
+// nobody is answered, and a machine that has to take leave of many hundreds at once is
+// late for that alone.
+const mostWaiting = 128
+
+// programs begin at a fixed rate, unless too many wait.
 func (l *load) programs(ctx context.Context) {
 	tick := time.NewTicker(time.Second / worksPerSecond)
 	defer tick.Stop()
+	places := make(chan struct{}, mostWaiting)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			l.wg.Go(l.work)
+		}
+		select {
+		case places <- struct{}{}:
+			l.wg.Go(func() {
+				defer func() { <-places }()
+				l.work()
+			})
+		default:
 		}
 	}
 }
