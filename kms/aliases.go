@@ -45,6 +45,20 @@ type (
 	GroupCheck    = api.GroupCheck
 )
 
+// The words of databases that ask for data keys by name.
+type (
+	Databases       = api.Databases
+	Database        = api.Database
+	DatabaseOptions = api.DatabaseOptions
+	DatabasePage    = api.DatabasePage
+	NamedKey        = api.NamedKey
+	NamedKeyPut     = api.NamedKeyPut
+	NamedKeyPage    = api.NamedKeyPage
+	RekeyOptions    = api.RekeyOptions
+	Job             = api.Job
+	VersionChange   = api.VersionChange
+)
+
 // The states of a key and of a version.
 const (
 	StateEnabled          = api.StateEnabled

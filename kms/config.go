@@ -34,6 +34,10 @@ type Config struct {
 	// other than by Reconfigure.
 	Enlist func(group string, spec api.MemberSpec) (MemberConfig, error)
 
+	// Formats says for databases, by name, what their data keys must be; see
+	// api.FormatMariaDB. Nil: anything.
+	Formats map[string]string
+
 	// Insecure lets drivers run whose SHA-256 is not given. For development.
 	Insecure bool
 }

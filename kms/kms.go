@@ -95,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 // load fills the ring and takes back what was begun and never committed. Nothing
 // runs yet, so every intent that is there is a crash's.
 func (k *KMS) load(ctx context.Context) error {
-	for rec, err := range k.catalog.Keys(ctx, "", "") {
+	for rec, err := range k.catalog.Keys(ctx, "", "", 0) {
 		if err != nil {
 			return fmt.Errorf("reading the catalog: %w", err)
 		}

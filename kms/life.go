@@ -39,7 +39,7 @@ func (k *KMS) Keys(ctx context.Context, opts ListOptions) (KeyPage, error) {
 		return KeyPage{}, badRequest("limit is %d, want 1 to %d", opts.Limit, api.MaxPage)
 	}
 	page := KeyPage{Keys: []Key{}}
-	for rec, err := range k.catalog.Keys(ctx, opts.Prefix, opts.After) {
+	for rec, err := range k.catalog.Keys(ctx, opts.Prefix, opts.After, opts.Limit+1) {
 		if err != nil {
 			return KeyPage{}, translate("listing keys", err)
 		}

@@ -515,7 +515,7 @@ func (r *reserve) whole(members []string) error {
 		}
 	}
 	c := catalog.New(r.disk.Reopen())
-	for rec, err := range c.Keys(context.Background(), "", "") {
+	for rec, err := range c.Keys(context.Background(), "", "", 0) {
 		if err != nil {
 			return err
 		}

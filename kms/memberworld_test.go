@@ -70,7 +70,7 @@ func (s *memberStorm) check() {
 // living returns the versions that the catalog says are not destroyed.
 func (s *memberStorm) living() map[pluginproto.KeyID]catalog.Version {
 	all := make(map[pluginproto.KeyID]catalog.Version)
-	for rec, err := range catalog.New(s.disk.Reopen()).Keys(s.t.Context(), "", "") {
+	for rec, err := range catalog.New(s.disk.Reopen()).Keys(s.t.Context(), "", "", 0) {
 		if err != nil {
 			s.t.Fatal(err)
 		}

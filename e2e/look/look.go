@@ -191,7 +191,7 @@ func ReadCatalog(ctx context.Context, path string) (_ Catalog, err error) {
 	}()
 	cat := catalog.New(store)
 	c := Catalog{Living: map[string]string{}, Gone: map[string]bool{}}
-	for k, err := range cat.Keys(ctx, "", "") {
+	for k, err := range cat.Keys(ctx, "", "", 0) {
 		if err != nil {
 			return c, err
 		}

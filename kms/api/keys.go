@@ -118,6 +118,7 @@ type Key struct {
 	RotationPeriod Duration   `json:"rotation_period,omitzero"`
 	Created        time.Time  `json:"created"`
 	DestroyAt      *time.Time `json:"destroy_at,omitempty"`
+	Databases      []string   `json:"databases,omitempty"` // whose data keys it wraps
 	Versions       []Version  `json:"versions"`
 }
 
@@ -131,6 +132,9 @@ type Version struct {
 	CheckValue string     `json:"check_value"`          // hexadecimal
 	PublicKey  []byte     `json:"public_key,omitempty"` // DER SubjectPublicKeyInfo
 	Copies     []string   `json:"copies"`               // members known to hold it
+	// Wraps is at least how often it has wrapped; 0 for a version that cannot. A version
+	// is replaced by itself before 2^32 (NIST SP 800-38D, section 8.3).
+	Wraps uint64 `json:"wraps,omitempty"`
 }
 
 // ListOptions choose a page of keys. The zero value is the first 100.

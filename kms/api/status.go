@@ -129,6 +129,7 @@ const (
 	EventRecovery = "recovery" // an attempt to bring a member back ended, or was given up
 	EventSync     = "sync"     // a member is being brought in step; see Progress
 	EventKey      = "key"      // something was done to a key
+	EventJob      = "job"      // a job began, has come further or ended; To is its state, see Progress
 )
 
 // Where an EventSync with Progress says that the work is.
@@ -145,10 +146,13 @@ type Event struct {
 	Group  string    `json:"group,omitempty"`
 	Member string    `json:"member,omitempty"`
 	Key    string    `json:"key,omitempty"`
-	From   string    `json:"from,omitempty"` // the state before
-	To     string    `json:"to,omitempty"`   // the state after, or what was done to a key
-	CKR    string    `json:"ckr,omitempty"`
-	Cause  string    `json:"cause,omitempty"`
+	// Database and Job say which job of which database an EventJob is about.
+	Database string `json:"database,omitempty"`
+	Job      string `json:"job,omitempty"`
+	From     string `json:"from,omitempty"` // the state before
+	To       string `json:"to,omitempty"`   // the state after, or what was done to a key
+	CKR      string `json:"ckr,omitempty"`
+	Cause    string `json:"cause,omitempty"`
 	// Alarm is set when it will not mend by itself: somebody has to do something.
 	Alarm    bool      `json:"alarm,omitempty"`
 	Progress *Progress `json:"progress,omitempty"`

@@ -12,6 +12,9 @@
 // A [Member] is what was decided about a member of a group while it ran, and which
 // token it was admitted with. The rest is in the configuration.
 //
+// A [Database] has named data keys, each a [DataKey] with its newest version and an
+// [OldVersion] for each of the others: envelopes, never plaintext. A [Job] rewraps them.
+//
 // [Catalog] gives records their meaning on top of a [Store], which keeps bytes
 // with revisions (compare and set). boltcat is the store of a single process.
 package catalog
@@ -28,7 +31,8 @@ type Key struct {
 	MinCopies      int           `json:"min_copies"`
 	RotationPeriod time.Duration `json:"rotation_period,omitempty"` // nanoseconds; 0: never
 	Created        time.Time     `json:"created"`
-	Versions       []Version     `json:"versions"` // in the order of their numbers
+	Databases      []string      `json:"databases,omitempty"` // whose data keys it wraps, by name
+	Versions       []Version     `json:"versions"`            // in the order of their numbers
 }
 
 // Version is one generation of a key.

@@ -144,7 +144,7 @@ func TestKeysPage(t *testing.T) {
 		must(c.PutKey(ctx, newKey(name)))
 	}
 	var got []string
-	for k, err := range c.Keys(ctx, "a-", "a-1") {
+	for k, err := range c.Keys(ctx, "a-", "a-1", 0) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,7 +290,7 @@ func TestReadingRefusesWhatItDoesNotKnow(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tc.says)
 			}
 			var listed error
-			for _, err := range catalog.New(s).Keys(t.Context(), "", "") {
+			for _, err := range catalog.New(s).Keys(t.Context(), "", "", 0) {
 				listed = err
 			}
 			if !errors.Is(listed, tc.is) {

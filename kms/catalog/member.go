@@ -55,7 +55,7 @@ func (t Token) Is(other Token) bool {
 // Members yields what is remembered of the members of a group, by name, as it was at
 // one moment. It ends with the first error.
 func (c *Catalog) Members(ctx context.Context, group string) iter.Seq2[Member, error] {
-	return decoded(c.store.List(ctx, KindMember, group+"/", ""), decodeMember)
+	return decoded(c.store.List(ctx, KindMember, group+"/", "", 0), decodeMember)
 }
 
 // Member returns what is remembered of one member, or ErrNotFound.

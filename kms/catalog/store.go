@@ -48,10 +48,20 @@ const (
 	KindIntent    Kind = "intent"
 	KindTombstone Kind = "tombstone"
 	KindMember    Kind = "member"
+
+	KindDatabase    Kind = "database"
+	KindDataKey     Kind = "datakey"     // a named data key with its newest version
+	KindDataVersion Kind = "dataversion" // an older version of one
+	KindJob         Kind = "job"
+	KindUsage       Kind = "usage"
 )
 
 // Kinds lists every kind, in no meaningful order.
-func Kinds() []Kind { return []Kind{KindKey, KindIntent, KindTombstone, KindMember} }
+func Kinds() []Kind {
+	return []Kind{
+		KindKey, KindIntent, KindTombstone, KindMember, KindDatabase, KindDataKey, KindDataVersion, KindJob, KindUsage,
+	}
+}
 
 // Record is one record as a Store sees it: bytes with a revision.
 type Record struct {
@@ -69,9 +79,12 @@ type Record struct {
 type Store interface {
 	// Get returns one record, or ErrNotFound.
 	Get(ctx context.Context, kind Kind, id string) (Record, error)
-	// List yields the records of a kind whose ID starts with prefix and is greater
-	// than after, in the order of their IDs, as they were at one moment.
-	List(ctx context.Context, kind Kind, prefix, after string) iter.Seq2[Record, error]
+	// List yields up to limit records of a kind, 0 for all, whose ID starts with prefix
+	// and is greater than after, in the order of their IDs, as they were at one moment. It
+	// may hold all of them in memory.
+	List(ctx context.Context, kind Kind, prefix, after string, limit int) iter.Seq2[Record, error]
+	// Count returns how many records of a kind there are whose ID starts with prefix.
+	Count(ctx context.Context, kind Kind, prefix string) (int, error)
 	// Apply writes all of the records or none, each only if the store holds it at
 	// Rev (0: not at all), and returns the new revision, which is the Rev of each of
 	// them from now on. A record may be named once. When Apply returns nil the change

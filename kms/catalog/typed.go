@@ -32,16 +32,16 @@ func (c *Catalog) Key(ctx context.Context, name string) (Key, error) {
 	return decodeKey(r)
 }
 
-// Keys yields the keys whose name starts with prefix and is greater than after,
-// by name, as they were at one moment. It ends with the first error.
-func (c *Catalog) Keys(ctx context.Context, prefix, after string) iter.Seq2[Key, error] {
-	return decoded(c.store.List(ctx, KindKey, prefix, after), decodeKey)
+// Keys yields up to limit keys, 0 for all, whose name starts with prefix and is greater
+// than after, by name, as they were at one moment. It ends with the first error.
+func (c *Catalog) Keys(ctx context.Context, prefix, after string, limit int) iter.Seq2[Key, error] {
+	return decoded(c.store.List(ctx, KindKey, prefix, after, limit), decodeKey)
 }
 
 // Intents yields every open intent, as they were at one moment. It ends with the
 // first error.
 func (c *Catalog) Intents(ctx context.Context) iter.Seq2[Intent, error] {
-	return decoded(c.store.List(ctx, KindIntent, "", ""), decodeIntent)
+	return decoded(c.store.List(ctx, KindIntent, "", "", 0), decodeIntent)
 }
 
 // Tombstone returns the tombstone of an identity, or ErrNotFound.
@@ -56,7 +56,7 @@ func (c *Catalog) Tombstone(ctx context.Context, identity string) (Tombstone, er
 // Tombstones yields every tombstone, settled or not, as they were at one moment.
 // It ends with the first error.
 func (c *Catalog) Tombstones(ctx context.Context) iter.Seq2[Tombstone, error] {
-	return decoded(c.store.List(ctx, KindTombstone, "", ""), decodeTombstone)
+	return decoded(c.store.List(ctx, KindTombstone, "", "", 0), decodeTombstone)
 }
 
 // Begin records that a version is about to be made, before any member is asked.

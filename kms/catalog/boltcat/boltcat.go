@@ -152,9 +152,9 @@ func (s *Store) Get(ctx context.Context, kind catalog.Kind, id string) (r catalo
 
 // List yields the records of a kind. It copies them first, because bbolt cannot
 // grow the file under a reader, and the reader may write.
-func (s *Store) List(ctx context.Context, kind catalog.Kind, prefix, after string) iter.Seq2[catalog.Record, error] {
+func (s *Store) List(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) iter.Seq2[catalog.Record, error] {
 	return func(yield func(catalog.Record, error) bool) {
-		records, err := s.snapshot(ctx, kind, prefix, after)
+		records, err := s.snapshot(ctx, kind, prefix, after, limit)
 		if err != nil {
 			yield(catalog.Record{}, err)
 			return
@@ -167,7 +167,7 @@ func (s *Store) List(ctx context.Context, kind catalog.Kind, prefix, after strin
 	}
 }
 
-func (s *Store) snapshot(ctx context.Context, kind catalog.Kind, prefix, after string) ([]catalog.Record, error) {
+func (s *Store) snapshot(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) ([]catalog.Record, error) {
 	var records []catalog.Record
 	err := s.view(func(tx *bolt.Tx) error {
 		b := tx.Bucket([]byte(kind))
@@ -183,6 +183,9 @@ func (s *Store) snapshot(ctx context.Context, kind catalog.Kind, prefix, after s
 			if string(id) == after {
 				continue
 			}
+			if limit > 0 && len(records) == limit {
+				break
+			}
 			r, err := decode(kind, id, stored)
 			if err != nil {
 				return err
@@ -192,6 +195,25 @@ func (s *Store) snapshot(ctx context.Context, kind catalog.Kind, prefix, after s
 		return ctx.Err()
 	})
 	return records, err
+}
+
+// Count counts the records of a kind.
+func (s *Store) Count(ctx context.Context, kind catalog.Kind, prefix string) (n int, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		b := tx.Bucket([]byte(kind))
+		if b == nil {
+			return fmt.Errorf("unknown kind of record %q", kind)
+		}
+		c := b.Cursor()
+		for id, _ := c.Seek([]byte(prefix)); id != nil && bytes.HasPrefix(id, []byte(prefix)); id, _ = c.Next() {
+			n++
+			if n%1024 == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		return ctx.Err()
+	})
+	return n, err
 }
 
 // Rev returns the revision of the last Apply.

@@ -317,7 +317,7 @@ func useDamaged(t *testing.T, file []byte) {
 	}
 	defer s.Close()
 	for _, kind := range catalog.Kinds() {
-		for r, err := range s.List(t.Context(), kind, "", "") {
+		for r, err := range s.List(t.Context(), kind, "", "", 0) {
 			if err == nil && string(r.Value) != "value of "+r.ID {
 				t.Errorf("%s %q has another value", r.Kind, r.ID)
 			}

@@ -37,7 +37,7 @@ func TestCrasherStopsBeforeAndAfterEachWrite(t *testing.T) {
 		c := catalogtest.NewCrasher(disk, step)
 		acknowledged := story(t.Context(), c)
 		written := 0
-		for range disk.List(t.Context(), catalog.KindKey, "", "") {
+		for range disk.List(t.Context(), catalog.KindKey, "", "", 0) {
 			written++
 		}
 		if !c.Crashed() {

@@ -65,9 +65,9 @@ func (c *Crasher) Get(ctx context.Context, kind catalog.Kind, id string) (catalo
 	return c.below.Get(ctx, kind, id)
 }
 
-func (c *Crasher) List(ctx context.Context, kind catalog.Kind, prefix, after string) iter.Seq2[catalog.Record, error] {
+func (c *Crasher) List(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) iter.Seq2[catalog.Record, error] {
 	return func(yield func(catalog.Record, error) bool) {
-		for r, err := range c.below.List(ctx, kind, prefix, after) {
+		for r, err := range c.below.List(ctx, kind, prefix, after, limit) {
 			if c.Crashed() {
 				yield(catalog.Record{}, ErrCrashed)
 				return
@@ -80,6 +80,13 @@ func (c *Crasher) List(ctx context.Context, kind catalog.Kind, prefix, after str
 			yield(catalog.Record{}, ErrCrashed)
 		}
 	}
+}
+
+func (c *Crasher) Count(ctx context.Context, kind catalog.Kind, prefix string) (int, error) {
+	if c.Crashed() {
+		return 0, ErrCrashed
+	}
+	return c.below.Count(ctx, kind, prefix)
 }
 
 // Apply holds the lock while the Store below writes, so that two Applies never

@@ -54,7 +54,7 @@ func (m *Memory) Get(ctx context.Context, kind catalog.Kind, id string) (catalog
 	return r, nil
 }
 
-func (m *Memory) List(ctx context.Context, kind catalog.Kind, prefix, after string) iter.Seq2[catalog.Record, error] {
+func (m *Memory) List(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) iter.Seq2[catalog.Record, error] {
 	return func(yield func(catalog.Record, error) bool) {
 		if err := m.check(ctx); err != nil {
 			yield(catalog.Record{}, err)
@@ -63,9 +63,15 @@ func (m *Memory) List(ctx context.Context, kind catalog.Kind, prefix, after stri
 		m.disk.mu.Lock()
 		all := maps.Clone(m.disk.records[kind])
 		m.disk.mu.Unlock()
+		if limit == 0 {
+			limit = len(all)
+		}
 		for _, id := range slices.Sorted(maps.Keys(all)) {
 			if !strings.HasPrefix(id, prefix) || id <= after {
 				continue
+			}
+			if limit--; limit == -1 {
+				return
 			}
 			if err := ctx.Err(); err != nil {
 				yield(catalog.Record{}, err)
@@ -78,6 +84,20 @@ func (m *Memory) List(ctx context.Context, kind catalog.Kind, prefix, after stri
 			}
 		}
 	}
+}
+
+func (m *Memory) Count(ctx context.Context, kind catalog.Kind, prefix string) (n int, err error) {
+	if err := m.check(ctx); err != nil {
+		return 0, err
+	}
+	m.disk.mu.Lock()
+	defer m.disk.mu.Unlock()
+	for id := range m.disk.records[kind] {
+		if strings.HasPrefix(id, prefix) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 func (m *Memory) Apply(ctx context.Context, changes ...catalog.Record) (uint64, error) {

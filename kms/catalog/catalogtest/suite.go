@@ -169,7 +169,7 @@ func list(t *testing.T, _ Config, s catalog.Store) {
 	wantIDs(t, s, "none", "")
 
 	n := 0
-	for r, err := range s.List(t.Context(), catalog.KindKey, "", "") {
+	for r, err := range s.List(t.Context(), catalog.KindKey, "", "", 0) {
 		if err != nil || string(r.Value) != r.ID || r.Kind != catalog.KindKey || r.Rev == 0 {
 			t.Errorf("listed %+v, %v", r, err)
 		}
@@ -185,7 +185,7 @@ func listSnapshot(t *testing.T, _ Config, s catalog.Store) {
 		mustApply(t, s, put(fmt.Sprintf("%03d", i), 0, strings.Repeat("x", 2000)))
 	}
 	seen := 0
-	for r, err := range s.List(t.Context(), catalog.KindKey, "", "") {
+	for r, err := range s.List(t.Context(), catalog.KindKey, "", "", 0) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func kinds(t *testing.T, _ Config, s catalog.Store) {
 			t.Errorf("Get(%s): %+v, %v", k, r, err)
 		}
 		n := 0
-		for range s.List(t.Context(), k, "", "") {
+		for range s.List(t.Context(), k, "", "", 0) {
 			n++
 		}
 		if n != 1 {
@@ -252,7 +252,7 @@ func endedContext(t *testing.T, _ Config, s catalog.Store) {
 	if _, err := s.Get(ctx, catalog.KindKey, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("Get: %v, want context.Canceled", err)
 	}
-	for _, err := range s.List(ctx, catalog.KindKey, "", "") {
+	for _, err := range s.List(ctx, catalog.KindKey, "", "", 0) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("List: %v, want context.Canceled", err)
 		}
@@ -286,7 +286,7 @@ func race(t *testing.T, _ Config, s catalog.Store) {
 			t.Errorf("round %d has %d winners", round, n)
 		}
 		n := 0
-		for range s.List(t.Context(), catalog.KindKey, fmt.Sprintf("%d/", round), "") {
+		for range s.List(t.Context(), catalog.KindKey, fmt.Sprintf("%d/", round), "", 0) {
 			n++
 		}
 		if n != 1 {
@@ -304,7 +304,7 @@ func noSharing(t *testing.T, _ Config, s catalog.Store) {
 		t.Fatal(err)
 	}
 	copy(r.Value, "YYYYYYY")
-	for r, err := range s.List(t.Context(), catalog.KindKey, "", "") {
+	for r, err := range s.List(t.Context(), catalog.KindKey, "", "", 0) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -337,7 +337,7 @@ func closed(t *testing.T, _ Config, s catalog.Store) {
 	_, got := s.Get(t.Context(), catalog.KindKey, "a")
 	_, rev := s.Rev(t.Context())
 	var listed error
-	for _, err := range s.List(t.Context(), catalog.KindKey, "", "") {
+	for _, err := range s.List(t.Context(), catalog.KindKey, "", "", 0) {
 		listed = err
 	}
 	for name, err := range map[string]error{"Apply": applied, "Get": got, "Rev": rev, "List": listed} {
@@ -386,7 +386,7 @@ func wantRecord(t *testing.T, s catalog.Store, id string, rev uint64, value stri
 func wantIDs(t *testing.T, s catalog.Store, prefix, after string, want ...string) {
 	t.Helper()
 	var got []string
-	for r, err := range s.List(t.Context(), catalog.KindKey, prefix, after) {
+	for r, err := range s.List(t.Context(), catalog.KindKey, prefix, after, 0) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,60 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+)
+
+// Usage is the record of how often a version of a master key has wrapped: an upper bound,
+// written ahead, because AES-GCM with random IVs is safe for 2^32 calls under one key
+// only (NIST SP 800-38D, section 8.3).
+type Usage struct {
+	Rev uint64 `json:"-"`
+
+	Identity string `json:"identity"` // the record's ID
+	Wraps    uint64 `json:"wraps"`
+}
+
+// Usages yields what is known of every version that has wrapped. It ends with the first
+// error.
+func (c *Catalog) Usages(ctx context.Context) iter.Seq2[Usage, error] {
+	return decoded(c.store.List(ctx, KindUsage, "", "", 0), decodeUsage)
+}
+
+// PutUsage writes an upper bound if the catalog holds it at u.Rev.
+func (c *Catalog) PutUsage(ctx context.Context, u Usage) (Usage, error) {
+	r, err := encodeUsage(u)
+	if err != nil {
+		return Usage{}, err
+	}
+	if u.Rev, err = c.store.Apply(ctx, r); err != nil {
+		return Usage{}, fmt.Errorf("writing the usage of %q: %w", u.Identity, err)
+	}
+	return u, nil
+}
+
+type usageRecord struct {
+	Schema int `json:"schema"`
+	Usage
+}
+
+func encodeUsage(u Usage) (Record, error) {
+	if err := checkText("identity", u.Identity, maxIdentity); err != nil {
+		return Record{}, fmt.Errorf("writing the usage of %q: %w", u.Identity, err)
+	}
+	return encode(KindUsage, u.Identity, u.Rev, usageRecord{schema, u})
+}
+
+func decodeUsage(r Record) (Usage, error) {
+	var v usageRecord
+	if err := decode(r, &v); err != nil {
+		return Usage{}, err
+	}
+	if err := errors.Join(checkText("identity", v.Identity, maxIdentity), checkID(r, v.Identity)); err != nil {
+		return Usage{}, damaged(r, err)
+	}
+	v.Usage.Rev = r.Rev
+	return v.Usage, nil
+}
