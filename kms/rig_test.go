@@ -284,7 +284,7 @@ func (r *rig) wantConsistent() {
 func (r *rig) consistent() error {
 	want := make(map[pluginproto.KeyID]bool)
 	c := catalog.New(r.disk.Reopen())
-	for rec, err := range c.Keys(context.Background(), "", "") {
+	for rec, err := range c.Keys(context.Background(), "", "", 0) {
 		if err != nil {
 			return err
 		}
