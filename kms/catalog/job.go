@@ -107,15 +107,20 @@ type Rewrapped struct {
 }
 
 // Advance writes a job that has come further and, in the same step, what it has
-// rewrapped. ErrConflict: one of the records has changed since it was read, or the job
-// has; nothing was written. Give it at most BatchSize-1 records.
-func (c *Catalog) Advance(ctx context.Context, job Job, batch Rewrapped) (Job, error) {
+// rewrapped, if master is still at its Rev, as with PutDataKey. ErrConflict: one of the
+// records has changed since it was read, or the job has, or the master key; nothing was
+// written. Give it at most BatchSize-1 records; with none, master is not looked at.
+func (c *Catalog) Advance(ctx context.Context, master Key, job Job, batch Rewrapped) (Job, error) {
 	r, err := encodeJob(job)
 	if err != nil {
 		return Job{}, err
 	}
-	changes := make([]Record, 0, 1+len(batch.Keys)+len(batch.Old))
+	records := len(batch.Keys) + len(batch.Old)
+	changes := make([]Record, 0, 2+records)
 	changes = append(changes, r)
+	if records > 0 {
+		changes = append(changes, Record{Kind: KindKey, ID: master.Name, Rev: master.Rev, Keep: true})
+	}
 	for _, dk := range batch.Keys {
 		if r, err = encodeDataKey(dk); err != nil {
 			return Job{}, err
@@ -130,7 +135,7 @@ func (c *Catalog) Advance(ctx context.Context, job Job, batch Rewrapped) (Job, e
 	}
 	rev, err := c.store.Apply(ctx, changes...)
 	if err != nil {
-		return Job{}, fmt.Errorf("writing %d records of job %q: %w", len(changes)-1, job.ID, err)
+		return Job{}, fmt.Errorf("writing %d records of job %q: %w", records, job.ID, err)
 	}
 	job.Rev = rev
 	return job, nil
