@@ -5,7 +5,7 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo test lint unit e2e chaos fuzz bench proto deps clean
+.PHONY: help build demo test lint unit e2e chaos fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,11 @@ test: deps lint unit e2e ## everything that has to pass: lint, race tests, end t
 lint: ## gofmt, vet, staticcheck
 	.ci/lint
 
-unit: deps ## every package with the race detector
+unit: deps deps-mariadb ## every package with the race detector
 	CGO_ENABLED=0 $(GO) build ./cmd/kmsd ./kms ./kms/client
 	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
 
-e2e: deps ## real tokens, real processes, real signals
+e2e: deps deps-mariadb ## real tokens, real processes, real signals
 	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 
 # A new seed is drawn unless one is given.
@@ -56,6 +56,9 @@ proto: ## the generated code of the driver contract
 
 deps:
 	@.ci/install softhsm2 opensc
+
+deps-mariadb:
+	@.ci/install mariadb-server mariadb-plugin-hashicorp-key-management
 
 clean: ## forget what was built
 	rm -rf bin
