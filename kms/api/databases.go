@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -88,8 +89,8 @@ type DatabasePage struct {
 // NamedKeyPut says what the next version of a data key is. The zero value is 32 bytes, or
 // as many as the newest version has, from the random source of an HSM.
 type NamedKeyPut struct {
-	Plaintext []byte `json:"plaintext,omitempty"` // 1 byte to 64 KiB; nil: an HSM makes it
-	Bytes     int    `json:"bytes,omitempty"`     // how many an HSM makes, 1 to 1024
+	Plaintext []byte `json:"plaintext,omitzero"` // 1 byte to 64 KiB; nil: an HSM makes it
+	Bytes     int    `json:"bytes,omitempty"`    // how many an HSM makes, 1 to 1024
 	// Object says that Plaintext is a JSON object, as Vault clients store one.
 	Object bool `json:"object,omitempty"`
 	// CAS is the newest version there must be, 0 for none at all; else ErrState, or
@@ -205,6 +206,16 @@ const (
 
 // MaxNamedKeyID is the longest ID of a data key, in bytes.
 const MaxNamedKeyID = 255
+
+// ShowID returns the ID of a data key as text and, when that is not the same bytes, the
+// bytes: the ID and Raw of [NamedKey] and [JobFailure].
+func ShowID(id string) (text string, raw []byte) {
+	text = strings.ToValidUTF8(id, "\uFFFD")
+	if text != id {
+		raw = []byte(id)
+	}
+	return text, raw
+}
 
 // CheckNamedKeyID returns nil for an ID that a data key can have, else ErrBadRequest.
 func CheckNamedKeyID(id string) error {

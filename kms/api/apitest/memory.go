@@ -32,18 +32,25 @@ type Memory struct {
 	Fail func(ctx context.Context, method, name string) error
 	// Unready makes Ready say no.
 	Unready bool
+	// Formats says for databases, by name, what their data keys must be; see
+	// api.FormatMariaDB. It is set before the first call.
+	Formats map[string]string
 
-	mu      sync.Mutex // guards the rest
-	keys    map[string]*memoryKey
-	readers map[chan api.Event]struct{}
-	members []api.Member
-	born    bool        // members has been filled
-	log     []api.Event // of members
+	mu        sync.Mutex // guards the rest
+	keys      map[string]*memoryKey
+	databases map[string]*memoryDatabase
+	jobs      map[string]api.Job // :: ID → how it has ended
+	readers   map[chan api.Event]struct{}
+	members   []api.Member
+	born      bool        // members has been filled
+	log       []api.Event // of members
 }
 
 var (
-	_ api.Service = (*Memory)(nil)
-	_ api.Admin   = (*Memory)(nil)
+	_ api.Service   = (*Memory)(nil)
+	_ api.Admin     = (*Memory)(nil)
+	_ api.Databases = (*Memory)(nil)
+	_ api.Backups   = (*Memory)(nil)
 )
 
 // memoryKey is a key and what its versions hold, in the order of their numbers.
@@ -107,7 +114,7 @@ func (m *Memory) change(ctx context.Context, method, name, done string, f func(k
 
 func (k *memoryKey) copy() api.Key {
 	c := k.Key
-	c.Versions = slices.Clone(c.Versions)
+	c.Versions, c.Databases = slices.Clone(c.Versions), slices.Clone(c.Databases)
 	return c
 }
 
@@ -119,27 +126,35 @@ func (m *Memory) CreateMasterKey(ctx context.Context, name string, opts api.KeyO
 	if err := api.CheckName(name); err != nil {
 		return api.Key{}, err
 	}
-	if opts.Group != "" && opts.Group != MemoryGroup {
-		return api.Key{}, api.NewError(api.CodeBadRequest, "no group is named "+opts.Group, nil)
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	k, err := m.makeLocked(name, opts)
+	if err != nil {
+		return api.Key{}, err
+	}
+	return k.copy(), nil
+}
+
+func (m *Memory) makeLocked(name string, opts api.KeyOptions) (*memoryKey, error) {
+	if opts.Group != "" && opts.Group != MemoryGroup {
+		return nil, api.NewError(api.CodeBadRequest, "no group is named "+opts.Group, nil)
+	}
 	if _, taken := m.keys[name]; taken {
-		return api.Key{}, api.NewError(api.CodeExists, "a key is named "+name+" already", nil)
+		return nil, api.NewError(api.CodeExists, "a key is named "+name+" already", nil)
 	}
 	k := &memoryKey{Key: api.Key{
 		Name: name, Group: MemoryGroup, Type: cmp.Or(opts.Type, "aes-256"), State: api.StateEnabled,
 		MinCopies: cmp.Or(opts.MinCopies, 1), RotationPeriod: opts.RotationPeriod, Created: time.Now().UTC(),
 	}}
 	if err := k.rotate(m.holdersLocked()); err != nil {
-		return api.Key{}, err
+		return nil, err
 	}
 	if m.keys == nil {
 		m.keys = make(map[string]*memoryKey)
 	}
 	m.keys[name] = k
 	m.tellLocked(api.Event{Time: time.Now(), Type: "key", Key: name, To: "created"})
-	return k.copy(), nil
+	return k, nil
 }
 
 // rotate adds the next version.
@@ -158,10 +173,12 @@ func (k *memoryKey) rotate(holders []string) error {
 	return nil
 }
 
+// setState moves every version that lives.
 func (k *memoryKey) setState(s api.State, at *time.Time) {
-	k.State, k.DestroyAt = s, at
 	for i := range k.Versions {
-		k.Versions[i].State, k.Versions[i].DestroyAt = s, at
+		if k.Versions[i].State != api.StateDestroyed {
+			k.setVersion(i, s, at)
+		}
 	}
 }
 
@@ -267,18 +284,24 @@ func (m *Memory) Destroy(ctx context.Context, name string, window time.Duration)
 		if err := k.is(api.StateEnabled, api.StateDisabled, api.StateDestroyScheduled); err != nil {
 			return err
 		}
-		if window == 0 {
-			k.setState(api.StateDestroyed, nil)
-			k.Primary, k.secrets = 0, nil
-			return nil
+		if m.usedLocked(k, 0) {
+			return api.NewError(api.CodeState, "key "+name+" wraps the data keys of a database", nil)
 		}
-		if window < 0 {
-			window = 720 * time.Hour
-		}
-		at := time.Now().Add(window).UTC()
-		k.setState(api.StateDestroyScheduled, &at)
+		k.setState(doomed(window))
 		return nil
 	})
+}
+
+// doomed is the state of what is destroyed after a window.
+func doomed(window time.Duration) (api.State, *time.Time) {
+	if window == 0 {
+		return api.StateDestroyed, nil
+	}
+	if window < 0 {
+		window = 720 * time.Hour
+	}
+	at := time.Now().Add(window).UTC()
+	return api.StateDestroyScheduled, &at
 }
 
 // Verify says that all is well.

@@ -87,7 +87,11 @@ func (m *Memory) groupLocked() api.Group {
 func (m *Memory) versionsLocked() int {
 	n := 0
 	for _, k := range m.keys {
-		n += len(k.secrets)
+		for _, v := range k.Versions {
+			if v.State != api.StateDestroyed {
+				n++
+			}
+		}
 	}
 	return n
 }

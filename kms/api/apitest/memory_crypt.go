@@ -82,9 +82,12 @@ func (k *memoryKey) unwrap(wrapped, aad []byte) ([]byte, error) {
 	if len(wrapped) < idLen+ivLen+tagLen {
 		return nil, api.NewError(api.CodeCorrupt, "the envelope is too short", nil)
 	}
-	for _, s := range k.secrets {
+	for i, s := range k.secrets {
 		if [idLen]byte(wrapped) != s.identity {
 			continue
+		}
+		if err := k.enabled(i + 1); err != nil {
+			return nil, err
 		}
 		gcm, err := s.gcm()
 		if err != nil {
@@ -248,6 +251,9 @@ func (m *Memory) VerifySignature(ctx context.Context, name string, req api.Verif
 		version := cmp.Or(req.Version, k.Primary)
 		if version < 1 || version > len(k.secrets) {
 			return api.NewError(api.CodeNotFound, fmt.Sprintf("key %s has no version %d", name, version), nil)
+		}
+		if err := k.enabled(version); err != nil {
+			return err
 		}
 		switch public := k.secrets[version-1].private.Public().(type) {
 		case *ecdsa.PublicKey:
