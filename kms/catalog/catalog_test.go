@@ -272,7 +272,7 @@ func TestReadingRefusesWhatItDoesNotKnow(t *testing.T) {
 		is          error
 		says        string
 	}{
-		{"a higher schema, by its number", `{"schema":7,"name":"shop","novelty":1}`, catalog.ErrSchema, "schema 7, this kmsd knows schema 1"},
+		{"a higher schema, by its number", `{"schema":7,"name":"shop","novelty":1}`, catalog.ErrSchema, "schema 7, this kmsd knows schema 2"},
 		{"no schema", `{"name":"shop"}`, catalog.ErrSchema, "schema 0"},
 		{"a field of a newer kmsd, which the next write would lose", strings.Replace(whole, "{", `{"novelty":1,`, 1), catalog.ErrDamaged, `"novelty"`},
 		{"something after the record", whole + "{}", catalog.ErrDamaged, "after top-level value"},

@@ -182,7 +182,7 @@ func encodeDatabase(db Database) (Record, error) {
 	if err := checkDatabase(db); err != nil {
 		return Record{}, fmt.Errorf("writing database %q: %w", db.Name, err)
 	}
-	return encode(KindDatabase, db.Name, db.Rev, databaseRecord{schema, db})
+	return encode(KindDatabase, db.Name, db.Rev, databaseRecord{headOf(KindDatabase), db})
 }
 
 func decodeDatabase(r Record) (Database, error) {
@@ -201,7 +201,7 @@ func encodeDataKey(dk DataKey) (Record, error) {
 	if err := errors.Join(checkDataKeyID(dk.Database, dk.ID), checkDataVersion(dk.DataVersion)); err != nil {
 		return Record{}, fmt.Errorf("writing data key %q of database %q: %w", dk.ID, dk.Database, err)
 	}
-	return encode(KindDataKey, dataKeyID(dk.Database, dk.ID), dk.Rev, dataKeyRecord{schema, dk})
+	return encode(KindDataKey, dataKeyID(dk.Database, dk.ID), dk.Rev, dataKeyRecord{headOf(KindDataKey), dk})
 }
 
 func decodeDataKey(r Record) (DataKey, error) {
@@ -221,7 +221,7 @@ func encodeOldVersion(o OldVersion) (Record, error) {
 	if err := errors.Join(checkDataKeyID(o.Database, o.ID), checkDataVersion(o.DataVersion)); err != nil {
 		return Record{}, fmt.Errorf("writing version %d of data key %q of database %q: %w", o.Number, o.ID, o.Database, err)
 	}
-	return encode(KindDataVersion, dataVersionID(o.Database, o.ID, o.Number), o.Rev, oldVersionRecord{schema, o})
+	return encode(KindDataVersion, dataVersionID(o.Database, o.ID, o.Number), o.Rev, oldVersionRecord{headOf(KindDataVersion), o})
 }
 
 func decodeOldVersion(r Record) (OldVersion, error) {
@@ -240,17 +240,17 @@ func decodeOldVersion(r Record) (OldVersion, error) {
 }
 
 type databaseRecord struct {
-	Schema int `json:"schema"`
+	head
 	Database
 }
 
 type dataKeyRecord struct {
-	Schema int `json:"schema"`
+	head
 	DataKey
 }
 
 type oldVersionRecord struct {
-	Schema int `json:"schema"`
+	head
 	OldVersion
 }
 
@@ -272,18 +272,18 @@ const (
 )
 
 func checkDatabase(db Database) error {
-	return errors.Join(checkText("name", db.Name, maxDatabase), checkText("key", db.Key, MaxID), checkOptional("job", db.Job, maxText), checkNoSlash(db.Name))
+	return errors.Join(checkDatabaseName(db.Name), checkText("key", db.Key, MaxID), checkOptional("job", db.Job, maxText))
 }
 
 func checkDataKeyID(database, id string) error {
-	return errors.Join(checkText("database", database, maxDatabase), checkNoSlash(database), checkText("ID", id, MaxDataKeyID))
+	return errors.Join(checkDatabaseName(database), checkText("ID", id, MaxDataKeyID))
 }
 
-func checkNoSlash(name string) error {
+func checkDatabaseName(name string) error {
 	if strings.Contains(name, "/") {
 		return errors.New("the name of a database has no slash")
 	}
-	return nil
+	return checkText("database", name, maxDatabase)
 }
 
 func checkOptional(what, s string, limit int) error {

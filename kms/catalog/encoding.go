@@ -7,12 +7,21 @@ import (
 	"fmt"
 )
 
-// schema is the form of the JSON in a record's value. A record is rewritten as a
-// whole, so a field that this program does not know would be lost at the next
-// write, and with it perhaps a key. Therefore unknown fields and higher schemas are
-// both refused: a newer kmsd that adds a field writes a higher schema, and going
-// back to an older kmsd fails before it does harm.
-const schema = 1
+// A record is rewritten as a whole, so a field that this program does not know would be
+// lost at the next write, and with it perhaps a key. Therefore unknown fields and higher
+// schemas are both refused: a newer kmsd that adds a field writes a higher schema, and
+// going back to an older kmsd fails before it does harm.
+//
+// schemaOf is the form of the JSON in the value of a record of a kind, as it is written.
+// Every form from 1 on is read.
+func schemaOf(kind Kind) int {
+	switch kind {
+	case KindKey:
+		return 2 // 1 had no databases
+	default:
+		return 1
+	}
+}
 
 // Limits of what a record may hold; far above what kms ever writes.
 const (
@@ -21,22 +30,23 @@ const (
 	maxText     = 256   // bytes of a group, a type or a member's name
 	maxPublic   = 8192  // bytes of a public key
 	maxVersions = 20000 // of one key
+	maxUsers    = 1024  // databases of one key
 	maxDigest   = 64    // bytes of a digest, as text
 	maxSpec     = 65536 // bytes of the description of a member
 )
 
 type keyRecord struct {
-	Schema int `json:"schema"`
+	head
 	Key
 }
 
 type intentRecord struct {
-	Schema int `json:"schema"`
+	head
 	Intent
 }
 
 type tombstoneRecord struct {
-	Schema int `json:"schema"`
+	head
 	Tombstone
 }
 
@@ -44,7 +54,7 @@ func encodeKey(k Key) (Record, error) {
 	if err := checkKey(k); err != nil {
 		return Record{}, fmt.Errorf("writing key %q: %w", k.Name, err)
 	}
-	return encode(KindKey, k.Name, k.Rev, keyRecord{schema, k})
+	return encode(KindKey, k.Name, k.Rev, keyRecord{headOf(KindKey), k})
 }
 
 func decodeKey(r Record) (Key, error) {
@@ -63,7 +73,7 @@ func encodeIntent(in Intent) (Record, error) {
 	if err := checkIntent(in); err != nil {
 		return Record{}, fmt.Errorf("writing the intent of key %q: %w", in.Key, err)
 	}
-	return encode(KindIntent, intentID(in), in.Rev, intentRecord{schema, in})
+	return encode(KindIntent, intentID(in), in.Rev, intentRecord{headOf(KindIntent), in})
 }
 
 func decodeIntent(r Record) (Intent, error) {
@@ -82,7 +92,7 @@ func encodeTombstone(t Tombstone) (Record, error) {
 	if err := checkTombstone(t); err != nil {
 		return Record{}, fmt.Errorf("writing the tombstone of %q: %w", t.Identity, err)
 	}
-	return encode(KindTombstone, t.Identity, t.Rev, tombstoneRecord{schema, t})
+	return encode(KindTombstone, t.Identity, t.Rev, tombstoneRecord{headOf(KindTombstone), t})
 }
 
 func decodeTombstone(r Record) (Tombstone, error) {
@@ -108,28 +118,41 @@ func encode(kind Kind, id string, rev uint64, v any) (Record, error) {
 	return Record{Kind: kind, ID: id, Rev: rev, Value: b}, nil
 }
 
-// decode reads the schema before the rest, so that a newer record is refused for
-// what it is and not for a field. Unmarshal has refused what follows the record.
-func decode(r Record, into any) error {
+// head is the first field of every record.
+type head struct {
+	Schema int `json:"schema"`
+}
+
+func headOf(kind Kind) head { return head{schemaOf(kind)} }
+
+func (h *head) schema() int { return h.Schema }
+
+// decode reads a record strictly. Only when something is wrong is the schema looked at
+// before the rest, so that a newer record is refused for what it is and not for a field.
+func decode(r Record, into interface{ schema() int }) error {
 	if len(r.Value) > MaxValue {
 		return damaged(r, fmt.Errorf("it has %d bytes", len(r.Value)))
 	}
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(r.Value, &head); err != nil {
-		return damaged(r, err)
-	}
-	if head.Schema != schema {
-		return fmt.Errorf("reading %s %q: schema %d, this kmsd knows schema %d: %w", r.Kind, r.ID, head.Schema, schema, ErrSchema)
-	}
 	d := json.NewDecoder(bytes.NewReader(r.Value))
 	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+	err := d.Decode(into)
+	if err == nil && knows(r.Kind, into.schema()) && d.InputOffset() == int64(len(r.Value)) {
+		return nil
+	}
+	var h head
+	if err := json.Unmarshal(r.Value, &h); err != nil { // also for what follows the record
 		return damaged(r, err)
 	}
-	return nil
+	if !knows(r.Kind, h.Schema) {
+		return fmt.Errorf("reading %s %q: schema %d, this kmsd knows schema %d: %w", r.Kind, r.ID, h.Schema, schemaOf(r.Kind), ErrSchema)
+	}
+	if err != nil {
+		return damaged(r, err)
+	}
+	return nil // there is white space after it
 }
+
+func knows(kind Kind, schema int) bool { return 1 <= schema && schema <= schemaOf(kind) }
 
 func damaged(r Record, why error) error {
 	return fmt.Errorf("reading %s %q: %w: %w", r.Kind, r.ID, ErrDamaged, why)
@@ -155,6 +178,14 @@ func checkKey(k Key) error {
 	}
 	if len(k.Versions) > maxVersions {
 		return fmt.Errorf("%d versions: %w", len(k.Versions), ErrTooLarge)
+	}
+	if len(k.Databases) > maxUsers {
+		return fmt.Errorf("%d databases: %w", len(k.Databases), ErrTooLarge)
+	}
+	for _, db := range k.Databases {
+		if err := checkDatabaseName(db); err != nil {
+			return err
+		}
 	}
 	last := 0
 	for _, v := range k.Versions {

@@ -142,7 +142,7 @@ func (c *Catalog) Advance(ctx context.Context, master Key, job Job, batch Rewrap
 }
 
 type jobRecord struct {
-	Schema int `json:"schema"`
+	head
 	Job
 }
 
@@ -150,7 +150,7 @@ func encodeJob(j Job) (Record, error) {
 	if err := checkJob(j); err != nil {
 		return Record{}, fmt.Errorf("writing job %q: %w", j.ID, err)
 	}
-	return encode(KindJob, j.ID, j.Rev, jobRecord{schema, j})
+	return encode(KindJob, j.ID, j.Rev, jobRecord{headOf(KindJob), j})
 }
 
 func decodeJob(r Record) (Job, error) {
@@ -179,5 +179,5 @@ func checkJob(j Job) error {
 	if j.Version < 1 || len(j.Failures) > MaxFailures || len(j.After) > MaxDataKeyID {
 		return fmt.Errorf("version %d, %d failures, %d bytes of the last ID", j.Version, len(j.Failures), len(j.After))
 	}
-	return errors.Join(checkText("ID", j.ID, maxText), checkText("database", j.Database, maxDatabase), checkText("key", j.Key, MaxID))
+	return errors.Join(checkText("ID", j.ID, maxText), checkDatabaseName(j.Database), checkText("key", j.Key, MaxID))
 }

@@ -123,7 +123,7 @@ func (c *Catalog) ForgetMember(ctx context.Context, group, name string) error {
 func memberID(group, name string) string { return group + "/" + name }
 
 type memberRecord struct {
-	Schema int `json:"schema"`
+	head
 	Member
 }
 
@@ -131,7 +131,7 @@ func encodeMember(m Member) (Record, error) {
 	if err := checkMember(m); err != nil {
 		return Record{}, fmt.Errorf("writing what is known of member %q: %w", m.Name, err)
 	}
-	return encode(KindMember, memberID(m.Group, m.Name), m.Rev, memberRecord{schema, m})
+	return encode(KindMember, memberID(m.Group, m.Name), m.Rev, memberRecord{headOf(KindMember), m})
 }
 
 func decodeMember(r Record) (Member, error) {

@@ -36,7 +36,7 @@ func (c *Catalog) PutUsage(ctx context.Context, u Usage) (Usage, error) {
 }
 
 type usageRecord struct {
-	Schema int `json:"schema"`
+	head
 	Usage
 }
 
@@ -44,7 +44,7 @@ func encodeUsage(u Usage) (Record, error) {
 	if err := checkText("identity", u.Identity, maxIdentity); err != nil {
 		return Record{}, fmt.Errorf("writing the usage of %q: %w", u.Identity, err)
 	}
-	return encode(KindUsage, u.Identity, u.Rev, usageRecord{schema, u})
+	return encode(KindUsage, u.Identity, u.Rev, usageRecord{headOf(KindUsage), u})
 }
 
 func decodeUsage(r Record) (Usage, error) {

@@ -67,7 +67,7 @@ func Open(path string) (_ *Store, err error) {
 	if err := s.view(check); err != nil {
 		return nil, err
 	}
-	if err := s.write(addBuckets); err != nil {
+	if err := s.write(raise); err != nil && !errors.Is(err, errNothing) {
 		return nil, err
 	}
 	sayHolder(path)

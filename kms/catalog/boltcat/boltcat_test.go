@@ -82,7 +82,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"a newer schema, by name", func(t *testing.T, path string) {
 			mustOpen(t, path).Close()
 			alter(t, path, func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("schema"), []byte("7")) })
-		}, catalog.ErrSchema, `schema "7", this kmsd knows schema "1"`},
+		}, catalog.ErrSchema, `schema "7", this kmsd knows schema "2"`},
 		{"a record that was altered", func(t *testing.T, path string) {
 			fill(t, path)
 			alter(t, path, func(tx *bolt.Tx) error {

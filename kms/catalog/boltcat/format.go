@@ -18,7 +18,7 @@ import (
 // The bucket "meta" says what the file is:
 //
 //	magic   "kmsd catalog"
-//	schema  "1"
+//	schema  "2"; "1" had no databases, and is raised by Open
 //	rev     8 bytes, big-endian: the revision of the last Apply
 var (
 	metaBucket = []byte("meta")
@@ -27,7 +27,8 @@ var (
 	revKey     = []byte("rev")
 
 	magic  = []byte("kmsd catalog")
-	schema = []byte("1")
+	schema = []byte("2")
+	old    = []byte("1")
 )
 
 // A stored value is
@@ -53,16 +54,23 @@ func encode(r catalog.Record) []byte {
 // decode reads what encode wrote and copies it: bbolt's memory is only valid
 // inside its transaction.
 func decode(kind catalog.Kind, id, stored []byte) (catalog.Record, error) {
+	rev, value, err := parse(kind, id, stored)
+	if err != nil {
+		return catalog.Record{}, err
+	}
+	return catalog.Record{Kind: kind, ID: string(id), Rev: rev, Value: append([]byte{}, value...)}, nil
+}
+
+// parse reads what encode wrote without copying it.
+func parse(kind catalog.Kind, id, stored []byte) (rev uint64, value []byte, err error) {
 	if len(stored) < headSize || len(stored) > headSize+catalog.MaxValue {
-		return catalog.Record{}, fmt.Errorf("%s %q has %d bytes: %w", kind, id, len(stored), catalog.ErrDamaged)
+		return 0, nil, fmt.Errorf("%s %q has %d bytes: %w", kind, id, len(stored), catalog.ErrDamaged)
 	}
-	value := stored[headSize:]
+	value = stored[headSize:]
 	if sum(kind, id, stored[:8], value) != binary.BigEndian.Uint32(stored[8:]) {
-		return catalog.Record{}, fmt.Errorf("%s %q does not match its check sum: %w", kind, id, catalog.ErrDamaged)
+		return 0, nil, fmt.Errorf("%s %q does not match its check sum: %w", kind, id, catalog.ErrDamaged)
 	}
-	r := catalog.Record{Kind: kind, ID: string(id), Rev: binary.BigEndian.Uint64(stored), Value: make([]byte, len(value))}
-	copy(r.Value, value)
-	return r, nil
+	return binary.BigEndian.Uint64(stored), value, nil
 }
 
 func sum(kind catalog.Kind, id, rev, value []byte) uint32 {
@@ -81,19 +89,19 @@ func check(tx *bolt.Tx) error {
 	if meta == nil || !bytes.Equal(meta.Get(magicKey), magic) {
 		return errors.New("it is a bbolt file, but not a catalog of kmsd")
 	}
-	if got := meta.Get(schemaKey); !bytes.Equal(got, schema) {
+	if got := meta.Get(schemaKey); !bytes.Equal(got, schema) && !bytes.Equal(got, old) {
 		return fmt.Errorf("%w: schema %q, this kmsd knows schema %q; use the kmsd that wrote it", catalog.ErrSchema, got, schema)
 	}
 	last := revision(tx)
 	for _, kind := range catalog.Kinds() {
 		b := tx.Bucket([]byte(kind))
 		if b == nil {
-			continue // added by a newer kmsd; addBuckets makes it
+			continue // of an older kmsd, which did not know it; raise makes it
 		}
 		err := b.ForEach(func(id, stored []byte) error {
-			r, err := decode(kind, id, stored)
-			if err == nil && r.Rev > last {
-				err = fmt.Errorf("%s %q is at revision %d, the catalog at %d: %w", kind, id, r.Rev, last, catalog.ErrDamaged)
+			rev, _, err := parse(kind, id, stored)
+			if err == nil && rev > last {
+				err = fmt.Errorf("%s %q is at revision %d, the catalog at %d: %w", kind, id, rev, last, catalog.ErrDamaged)
 			}
 			return err
 		})
@@ -102,6 +110,19 @@ func check(tx *bolt.Tx) error {
 		}
 	}
 	return nil
+}
+
+// raise brings a file to the schema of this kmsd. An older kmsd knows nothing of data
+// keys and would destroy versions that they need, so it must refuse the file from now on.
+func raise(tx *bolt.Tx) error {
+	meta := tx.Bucket(metaBucket)
+	if bytes.Equal(meta.Get(schemaKey), schema) {
+		return errNothing
+	}
+	if err := meta.Put(schemaKey, schema); err != nil {
+		return fmt.Errorf("raising its schema: %w", err)
+	}
+	return addBuckets(tx)
 }
 
 // addBuckets makes the bucket of every kind that has none yet.

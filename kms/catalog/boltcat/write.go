@@ -132,11 +132,10 @@ func conflict(tx *bolt.Tx, changes []catalog.Record) error {
 	for _, c := range changes {
 		has := uint64(0)
 		if stored := tx.Bucket([]byte(c.Kind)).Get([]byte(c.ID)); stored != nil {
-			r, err := decode(c.Kind, []byte(c.ID), stored)
-			if err != nil {
+			var err error
+			if has, _, err = parse(c.Kind, []byte(c.ID), stored); err != nil {
 				return err
 			}
-			has = r.Rev
 		}
 		if has != c.Rev {
 			return fmt.Errorf("%s %q is at revision %d, not %d: %w", c.Kind, c.ID, has, c.Rev, catalog.ErrConflict)
