@@ -39,6 +39,9 @@ func Run(t *testing.T, cfg Config) {
 		{"a deleted record is gone and may be made again", deleteAndMakeAgain},
 		{"revisions only grow and Rev is the last of them", revisions},
 		{"List has prefix, after and order", list},
+		{"List yields at most as many as its limit", listLimit},
+		{"Count counts what List yields", count},
+		{"pages walk every record once while others are written", pages},
 		{"List is of one moment even while its reader writes", listSnapshot},
 		{"kinds do not see each other", kinds},
 		{"what is over a limit is refused and changes nothing", limits},
@@ -179,6 +182,77 @@ func list(t *testing.T, _ Config, s catalog.Store) {
 	}
 }
 
+func listLimit(t *testing.T, _ Config, s catalog.Store) {
+	for _, id := range []string{"a", "b/1", "b/2", "b/3", "c"} {
+		mustApply(t, s, put(id, 0, id))
+	}
+	for _, c := range []struct {
+		prefix, after string
+		limit         int
+		want          []string
+	}{
+		{"", "", 1, []string{"a"}},
+		{"", "", 4, []string{"a", "b/1", "b/2", "b/3"}},
+		{"", "", 5, []string{"a", "b/1", "b/2", "b/3", "c"}},
+		{"", "", 6, []string{"a", "b/1", "b/2", "b/3", "c"}},
+		{"b/", "", 2, []string{"b/1", "b/2"}},
+		{"b/", "b/2", 2, []string{"b/3"}},
+		{"b/", "b/0", 1, []string{"b/1"}},
+		{"b/", "b/3", 1, nil},
+		{"d", "", 1, nil},
+	} {
+		if got := ids(t, s, c.prefix, c.after, c.limit); !slices.Equal(got, c.want) {
+			t.Errorf("List(%q, after %q, limit %d) is %q, want %q", c.prefix, c.after, c.limit, got, c.want)
+		}
+	}
+}
+
+func count(t *testing.T, _ Config, s catalog.Store) {
+	for _, id := range []string{"a", "b/1", "b/2", "b\xff", "b", "bb", "c"} {
+		mustApply(t, s, put(id, 0, id))
+	}
+	for prefix, want := range map[string]int{"": 7, "b": 5, "b/": 2, "b/2": 1, "d": 0} {
+		if n, err := s.Count(t.Context(), catalog.KindKey, prefix); n != want || err != nil {
+			t.Errorf("Count(%q) is %d, %v, want %d", prefix, n, err, want)
+		}
+		if n := len(ids(t, s, prefix, "", 0)); n != want {
+			t.Errorf("List(%q) has %d records, want %d", prefix, n, want)
+		}
+	}
+	if n, err := s.Count(t.Context(), catalog.KindMember, ""); n != 0 || err != nil {
+		t.Errorf("Count of another kind is %d, %v, want 0", n, err)
+	}
+}
+
+// pages writes behind, before and at the place where the walk is.
+func pages(t *testing.T, _ Config, s catalog.Store) {
+	const n = 60
+	for i := range n {
+		mustApply(t, s, put(fmt.Sprintf("%03d", i), 0, strings.Repeat("x", 500)))
+	}
+	var walked []string
+	for after, round := "", 0; ; round++ {
+		page := ids(t, s, "", after, 7)
+		if len(page) == 0 {
+			break
+		}
+		after = page[len(page)-1]
+		walked = append(walked, page...)
+		r, err := s.Get(t.Context(), catalog.KindKey, after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustApply(t, s, put(after, r.Rev, strings.Repeat("y", 5000)), put(fmt.Sprintf("!%03d", round), 0, "behind"))
+	}
+	var want []string
+	for i := range n {
+		want = append(want, fmt.Sprintf("%03d", i))
+	}
+	if !slices.Equal(walked, want) {
+		t.Errorf("walked %q, want %q", walked, want)
+	}
+}
+
 func listSnapshot(t *testing.T, _ Config, s catalog.Store) {
 	const n = 50
 	for i := range n {
@@ -251,6 +325,9 @@ func endedContext(t *testing.T, _ Config, s catalog.Store) {
 	}
 	if _, err := s.Get(ctx, catalog.KindKey, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("Get: %v, want context.Canceled", err)
+	}
+	if _, err := s.Count(ctx, catalog.KindKey, ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("Count: %v, want context.Canceled", err)
 	}
 	for _, err := range s.List(ctx, catalog.KindKey, "", "", 0) {
 		if !errors.Is(err, context.Canceled) {
@@ -336,11 +413,12 @@ func closed(t *testing.T, _ Config, s catalog.Store) {
 	_, applied := s.Apply(t.Context(), put("a", 0, "{}"))
 	_, got := s.Get(t.Context(), catalog.KindKey, "a")
 	_, rev := s.Rev(t.Context())
+	_, counted := s.Count(t.Context(), catalog.KindKey, "")
 	var listed error
 	for _, err := range s.List(t.Context(), catalog.KindKey, "", "", 0) {
 		listed = err
 	}
-	for name, err := range map[string]error{"Apply": applied, "Get": got, "Rev": rev, "List": listed} {
+	for name, err := range map[string]error{"Apply": applied, "Get": got, "Rev": rev, "List": listed, "Count": counted} {
 		if !errors.Is(err, catalog.ErrClosed) {
 			t.Errorf("%s: %v, want ErrClosed", name, err)
 		}
@@ -385,16 +463,20 @@ func wantRecord(t *testing.T, s catalog.Store, id string, rev uint64, value stri
 
 func wantIDs(t *testing.T, s catalog.Store, prefix, after string, want ...string) {
 	t.Helper()
-	var got []string
-	for r, err := range s.List(t.Context(), catalog.KindKey, prefix, after, 0) {
+	if got := ids(t, s, prefix, after, 0); !slices.Equal(got, want) {
+		t.Errorf("List(%q, after %q) is %q, want %q", prefix, after, got, want)
+	}
+}
+
+func ids(t *testing.T, s catalog.Store, prefix, after string, limit int) (all []string) {
+	t.Helper()
+	for r, err := range s.List(t.Context(), catalog.KindKey, prefix, after, limit) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, r.ID)
+		all = append(all, r.ID)
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("List(%q, after %q) is %q, want %q", prefix, after, got, want)
-	}
+	return all
 }
 
 func wantRev(t *testing.T, s catalog.Store, want uint64) {
