@@ -73,14 +73,26 @@ func parse(kind catalog.Kind, id, stored []byte) (rev uint64, value []byte, err 
 	return binary.BigEndian.Uint64(stored), value, nil
 }
 
+// sum is called for every record that is read or written, and allocates nothing.
 func sum(kind catalog.Kind, id, rev, value []byte) uint32 {
-	table := crc32.MakeTable(crc32.Castagnoli) // the same one every time
-	crc := crc32.Update(0, table, []byte(kind))
-	crc = crc32.Update(crc, table, []byte{0})
-	crc = crc32.Update(crc, table, id)
-	crc = crc32.Update(crc, table, []byte{0})
+	crc := crc32.Update(kindSums[kind], table, id)
+	crc = crc32.Update(crc, table, zero)
 	crc = crc32.Update(crc, table, rev)
 	return crc32.Update(crc, table, value)
+}
+
+var (
+	table    = crc32.MakeTable(crc32.Castagnoli)
+	zero     = []byte{0}
+	kindSums = sumsOfKinds() // :: kind → check sum of its name and a zero; never changes
+)
+
+func sumsOfKinds() map[catalog.Kind]uint32 {
+	sums := make(map[catalog.Kind]uint32)
+	for _, kind := range catalog.Kinds() {
+		sums[kind] = crc32.Update(crc32.Checksum([]byte(kind), table), table, zero)
+	}
+	return sums
 }
 
 // check refuses a file that is not a catalog, of another schema, or damaged.
