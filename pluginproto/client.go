@@ -228,6 +228,7 @@ func (c *Client) CloneStep(ctx context.Context, req CloneRequest) (reply CloneRe
 			Step:     uint32(req.Step),
 			Key:      req.Key[:],
 			Blob:     req.Blob,
+			Prove:    req.Prove,
 		}, c.callOpts...)
 		if err != nil {
 			return err

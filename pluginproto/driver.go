@@ -180,6 +180,13 @@ type CloneRequest struct {
 	Step     int // counts up from 0 at each end
 	Key      KeyID
 	Blob     []byte // what the other end answered; nil at the source's step 0
+
+	// Prove makes the target prove what a blob holds, and keep none of it: its HSM takes
+	// the key in, computes its check value, and lets it go. The token is as it was
+	// before, whatever it holds under the identity. That works with a source that is done
+	// after step 0, whose blob is all that a target needs; a target whose keys go from
+	// token to token in more steps refuses it with ClassCaller.
+	Prove bool
 }
 
 // CloneReply is what one step gives to the other end.
@@ -188,7 +195,7 @@ type CloneReply struct {
 	Done bool // this end has nothing more to do
 	// Object is at the source, with step 0: the key as it is there, which the core
 	// compares before the target gets any of it. At the target, with Done: the key as
-	// it is there now.
+	// it is there now, or as it was proved.
 	Object *Object
 }
 

@@ -55,6 +55,10 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id})
 		return err
 	}
+	prove := func(ctx context.Context, d pluginproto.Driver) error {
+		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id, Prove: true})
+		return err
+	}
 	run := func(cmd pluginproto.Command) func(context.Context, pluginproto.Driver) error {
 		return func(ctx context.Context, d pluginproto.Driver) error { return do(ctx, d, cmd) }
 	}
@@ -77,6 +81,7 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 		{"one key twice in a list", liar{list: []pluginproto.Object{good, good}}, list, "listed twice"},
 		{"a clone that is done and shows nothing", liar{reply: pluginproto.CloneReply{Done: true}}, clone, "no object"},
 		{"a clone of another key", liar{reply: pluginproto.CloneReply{Done: true, Object: &pluginproto.Object{Type: pluginproto.AES256, CheckValue: []byte{1}}}}, clone, "asked for key 01"},
+		{"a proof that is not done", liar{reply: pluginproto.CloneReply{Blob: []byte{1}}}, prove, "proved in one step"},
 		{"a ciphertext as long as the plaintext", liar{result: pluginproto.Result{Output: make([]byte, 32), IV: make([]byte, 12)}}, run(encrypt), "encrypting gave 32 bytes"},
 		{"a ciphertext without IV", liar{result: pluginproto.Result{Output: make([]byte, 48)}}, run(encrypt), "IV of 0"},
 		{"a plaintext that is too long", liar{result: pluginproto.Result{Output: make([]byte, 32)}}, run(decrypt), "decrypting gave 32 bytes"},

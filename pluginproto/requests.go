@@ -56,6 +56,8 @@ func (r CloneRequest) check() error {
 		return Errorf(ClassCaller, op, "role %d is not in the contract", r.Role)
 	case r.Step < 0 || r.Step > maxSteps:
 		return Errorf(ClassCaller, op, "step %d, at most %d are possible", r.Step, maxSteps)
+	case r.Prove && (r.Role != CloneTarget || r.Step != 0):
+		return Errorf(ClassCaller, op, "only a target proves a blob, and in one step")
 	case len(r.Blob) > MaxBlob:
 		return Errorf(ClassCaller, op, "a blob of %d bytes, at most %d are possible", len(r.Blob), MaxBlob)
 	}
@@ -81,6 +83,7 @@ func cloneRequestOf(m *driverv1.CloneStepRequest) (CloneRequest, error) {
 		Step:     int(min(m.GetStep(), 0xFFFF)),
 		Key:      key,
 		Blob:     m.GetBlob(),
+		Prove:    m.GetProve(),
 	}
 	return req, req.check()
 }
@@ -90,6 +93,9 @@ func cloneReplyOf(req CloneRequest, m *driverv1.CloneStepReply) (CloneReply, err
 	reply := CloneReply{Blob: m.GetBlob(), Done: m.GetDone()}
 	if len(reply.Blob) > MaxBlob {
 		return CloneReply{}, badReply("a blob of %d bytes, at most %d are possible", len(reply.Blob), MaxBlob)
+	}
+	if req.Prove && !reply.Done {
+		return CloneReply{}, badReply("a blob is proved in one step, and this one is not done")
 	}
 	if shows := req.Role == CloneSource && req.Step == 0 || req.Role == CloneTarget && reply.Done; !shows {
 		return reply, nil

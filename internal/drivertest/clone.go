@@ -171,6 +171,13 @@ func (s *suite) testAlteredClones(t *testing.T) {
 			t.Error("a token of another domain has taken the key")
 		}
 		wantAbsent(t, stranger, made.ID)
+		req := pluginproto.CloneRequest{Transfer: newID(), Role: pluginproto.CloneSource, Key: made.ID}
+		given, err := s.a.CloneStep(limit(t), req)
+		if err != nil {
+			t.Fatalf("source step 0: %v", err)
+		}
+		req.Role, req.Blob, req.Prove = pluginproto.CloneTarget, given.Blob, true
+		s.notProved(t, stranger, req)
 	})
 	t.Run("another key under the identity", func(t *testing.T) {
 		taken, err := s.b.Generate(limit(t), pluginproto.KeySpec{ID: made.ID, Type: pluginproto.AES256, Label: "taken"})

@@ -48,6 +48,7 @@ func Run(t *testing.T, cfg Config) {
 	for _, typ := range cfg.Types {
 		t.Run("life of a key, "+string(typ), func(t *testing.T) { s.testKey(t, typ) })
 		t.Run("clone, "+string(typ), func(t *testing.T) { s.testClone(t, typ) })
+		t.Run("proof of a clone, "+string(typ), func(t *testing.T) { s.testProof(t, typ) })
 		t.Run("use, "+string(typ), func(t *testing.T) { s.testUse(t, typ) })
 	}
 	t.Run("keys that are not there", s.testAbsent)

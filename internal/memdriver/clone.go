@@ -20,6 +20,11 @@ import (
 //	source 1: nonce     → the key, sealed under the domain key
 //	target 1: the key   → Done
 //
+// With Options.OneStepClones there is one:
+//
+//	source 0            → the key, sealed under the domain key, Done
+//	target 0: the key   → Done
+//
 // Every blob is authenticated under the domain key together with the transfer, the
 // key, the direction and the step, so none of them fits anywhere else.
 
@@ -79,12 +84,19 @@ func (d *Driver) offer(req pluginproto.CloneRequest) (pluginproto.CloneReply, er
 	if !ok {
 		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
 	}
+	object := k.object(req.Key)
+	if d.opts.OneStepClones {
+		blob, err := d.sealKey(req, k, nil)
+		if err != nil {
+			return pluginproto.CloneReply{}, err
+		}
+		return pluginproto.CloneReply{Blob: blob, Done: true, Object: &object}, nil
+	}
 	blob, err := d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check})
 	if err != nil {
 		return pluginproto.CloneReply{}, err
 	}
 	d.clones.put(req, &transfer{key: req.Key, step: 1})
-	object := k.object(req.Key)
 	return pluginproto.CloneReply{Blob: blob, Object: &object}, nil
 }
 
@@ -93,6 +105,13 @@ func (d *Driver) consider(req pluginproto.CloneRequest) (pluginproto.CloneReply,
 	o, err := d.unseal(req)
 	if err != nil {
 		return pluginproto.CloneReply{}, err
+	}
+	defer clear(o.Secret)
+	switch {
+	case len(o.Secret) > 0:
+		return d.accept(req, o)
+	case req.Prove:
+		return pluginproto.CloneReply{}, cloneRefused("the blob does not hold a key: keys go from token to token in more than one step")
 	}
 	if k, ok := d.token.find(req.Key); ok {
 		return holds(req.Key, k, o.Check)
@@ -120,16 +139,21 @@ func (d *Driver) give(req pluginproto.CloneRequest) (pluginproto.CloneReply, err
 	if !ok {
 		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
 	}
-	secret, err := k.export()
-	if err != nil {
-		return pluginproto.CloneReply{}, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
-	}
-	defer clear(secret)
-	blob, err := d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check, Nonce: o.Nonce, Secret: secret})
+	blob, err := d.sealKey(req, k, o.Nonce)
 	if err != nil {
 		return pluginproto.CloneReply{}, err
 	}
 	return pluginproto.CloneReply{Blob: blob, Done: true}, nil
+}
+
+// sealKey is the blob that holds a key.
+func (d *Driver) sealKey(req pluginproto.CloneRequest, k *key, nonce []byte) ([]byte, error) {
+	secret, err := k.export()
+	if err != nil {
+		return nil, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
+	}
+	defer clear(secret)
+	return d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check, Nonce: nonce, Secret: secret})
 }
 
 // receive is the target's step 1.
@@ -146,12 +170,20 @@ func (d *Driver) receive(req pluginproto.CloneRequest) (pluginproto.CloneReply, 
 	if !bytes.Equal(o.Nonce, tr.nonce) || !bytes.Equal(o.Check, tr.offer.Check) {
 		return pluginproto.CloneReply{}, cloneRefused("what came is not what was offered")
 	}
+	return d.accept(req, o)
+}
+
+// accept puts a key that has come onto the token, or only proves it.
+func (d *Driver) accept(req pluginproto.CloneRequest, o offer) (pluginproto.CloneReply, error) {
 	k, err := importKey(o.Type, o.Label, o.Secret)
 	if err != nil {
 		return pluginproto.CloneReply{}, cloneRefused("%v", err)
 	}
 	if !bytes.Equal(k.check, o.Check) {
 		return pluginproto.CloneReply{}, cloneRefused("the check value is another one")
+	}
+	if req.Prove {
+		return holds(req.Key, k, o.Check)
 	}
 	var there *key
 	if err := d.change(func() { there, _ = d.token.add(req.Key, k) }); err != nil {

@@ -20,6 +20,9 @@ type Options struct {
 	// OneAtATime makes commands wait for each other, as a library does that
 	// serialises its calls. A probe waits with them.
 	OneAtATime bool
+	// OneStepClones makes clones have one step at each end, as key wrapping has: what
+	// the source says first is all that a target needs.
+	OneStepClones bool
 }
 
 // Driver is one driver process on a token. Besides pluginproto.Driver it has what a

@@ -38,6 +38,22 @@ func TestContract(t *testing.T) {
 	})
 }
 
+func TestContractWithOneStepClonesThroughTheWall(t *testing.T) {
+	drivertest.Run(t, drivertest.Config{
+		Types: types,
+		NewToken: func(t *testing.T) drivertest.Token {
+			token := memdriver.NewToken(t.Name())
+			return drivertest.Token{
+				PIN: []byte(memdriver.PIN),
+				Start: func(t *testing.T) pluginproto.Driver {
+					d := memdriver.New(memdriver.Options{Token: token, OneStepClones: true})
+					return drivertest.NewWall(t, d, pluginproto.ServerOptions{}, pluginproto.ClientOptions{})
+				},
+			}
+		},
+	})
+}
+
 func TestContractThroughTheWall(t *testing.T) {
 	drivertest.Run(t, drivertest.Config{
 		Types: types,

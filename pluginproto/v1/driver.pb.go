@@ -904,6 +904,7 @@ type CloneStepRequest struct {
 	Step          uint32                 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
 	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	Blob          []byte                 `protobuf:"bytes,5,opt,name=blob,proto3" json:"blob,omitempty"`
+	Prove         bool                   `protobuf:"varint,6,opt,name=prove,proto3" json:"prove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -971,6 +972,13 @@ func (x *CloneStepRequest) GetBlob() []byte {
 		return x.Blob
 	}
 	return nil
+}
+
+func (x *CloneStepRequest) GetProve() bool {
+	if x != nil {
+		return x.Prove
+	}
+	return false
 }
 
 type CloneStepReply struct {
@@ -1529,13 +1537,14 @@ const file_driver_proto_rawDesc = "" +
 	"\x12SetAttributesReply\" \n" +
 	"\x0eDestroyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\"\x0e\n" +
-	"\fDestroyReply\"\x97\x01\n" +
+	"\fDestroyReply\"\xad\x01\n" +
 	"\x10CloneStepRequest\x12\x1a\n" +
 	"\btransfer\x18\x01 \x01(\fR\btransfer\x12-\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x19.kmsd.driver.v1.CloneRoleR\x04role\x12\x12\n" +
 	"\x04step\x18\x03 \x01(\rR\x04step\x12\x10\n" +
 	"\x03key\x18\x04 \x01(\fR\x03key\x12\x12\n" +
-	"\x04blob\x18\x05 \x01(\fR\x04blob\"h\n" +
+	"\x04blob\x18\x05 \x01(\fR\x04blob\x12\x14\n" +
+	"\x05prove\x18\x06 \x01(\bR\x05prove\"h\n" +
 	"\x0eCloneStepReply\x12\x12\n" +
 	"\x04blob\x18\x01 \x01(\fR\x04blob\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\bR\x04done\x12.\n" +

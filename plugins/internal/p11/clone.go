@@ -35,6 +35,9 @@ func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 		})
 	case pluginproto.CloneTarget:
 		req.Blob = slices.Clone(req.Blob)
+		if req.Prove {
+			return call(ctx, d, d.rare, func(s *session) (pluginproto.CloneReply, error) { return s.cloneProof(op, req) })
+		}
 		return call(ctx, d, d.rare, func(s *session) (pluginproto.CloneReply, error) { return s.cloneIn(op, req) })
 	default:
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "there is no role %d", req.Role)
@@ -126,6 +129,26 @@ func (s *session) cloneIn(op string, req pluginproto.CloneRequest) (out pluginpr
 			return pluginproto.Errorf(pluginproto.ClassMember, op, "the key has another check value on the token than in the session")
 		}
 		out = pluginproto.CloneReply{Done: true, Object: &obj}
+		return nil
+	})
+	return out, err
+}
+
+// cloneProof unwraps a key into a session object, proves it there, and lets it go.
+func (s *session) cloneProof(op string, req pluginproto.CloneRequest) (out pluginproto.CloneReply, err error) {
+	err = s.read(func() error {
+		b, err := s.acceptBlob(op, req)
+		if err != nil {
+			return err
+		}
+		made, err := s.unwrap(op, b)
+		if err != nil {
+			return err
+		}
+		if err := s.destroy(made); err != nil {
+			return err
+		}
+		out = pluginproto.CloneReply{Done: true, Object: &b.object}
 		return nil
 	})
 	return out, err
