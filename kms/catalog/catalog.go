@@ -19,7 +19,10 @@
 // with revisions (compare and set). boltcat is the store of a single process.
 package catalog
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Key is the record of a master key.
 type Key struct {
@@ -33,6 +36,17 @@ type Key struct {
 	Created        time.Time     `json:"created"`
 	Databases      []string      `json:"databases,omitempty"` // whose data keys it wraps, by name
 	Versions       []Version     `json:"versions"`            // in the order of their numbers
+}
+
+// Newest returns the number of the newest enabled version, which is the one that wraps; 0
+// when none is enabled.
+func (k Key) Newest() int {
+	for _, v := range slices.Backward(k.Versions) {
+		if v.State == Enabled {
+			return v.Number
+		}
+	}
+	return 0
 }
 
 // Version is one generation of a key.

@@ -141,10 +141,14 @@ func (c *Catalog) CountDataKeys(ctx context.Context, database string) (keys, ver
 
 // PutDataKey writes the newest version of a data key if the catalog holds it at dk.Rev (0:
 // it is a new key), and in the same step old, the version that was the newest before,
-// nil for a new key. master must still be at its Rev: so nothing is ever written under
-// a version that has been rotated away, disabled or destroyed meanwhile, and a rekey
-// misses nothing. ErrConflict: one of them has changed.
+// nil for a new key. It must be wrapped under the newest enabled version of master, which
+// must still be at its Rev: so nothing is ever written under a version that has been
+// rotated away, disabled or destroyed meanwhile, and a rekey misses nothing. ErrConflict:
+// one of them has changed.
 func (c *Catalog) PutDataKey(ctx context.Context, master Key, dk DataKey, old *OldVersion) (DataKey, error) {
+	if err := checkMaster(master, dk.DataVersion); err != nil {
+		return DataKey{}, fmt.Errorf("writing version %d of data key %q of database %q: %w", dk.Number, dk.ID, dk.Database, err)
+	}
 	r, err := encodeDataKey(dk)
 	if err != nil {
 		return DataKey{}, err
@@ -291,6 +295,14 @@ func checkOptional(what, s string, limit int) error {
 		return nil
 	}
 	return checkText(what, s, limit)
+}
+
+// checkMaster refuses what is not wrapped under the newest enabled version of a key.
+func checkMaster(master Key, v DataVersion) error {
+	if newest := master.Newest(); v.Master != newest {
+		return fmt.Errorf("it is wrapped under version %d of key %q, whose newest enabled version is %d", v.Master, master.Name, newest)
+	}
+	return nil
 }
 
 func checkDataVersion(v DataVersion) error {

@@ -107,7 +107,7 @@ type Rewrapped struct {
 }
 
 // Advance writes a job that has come further and, in the same step, what it has
-// rewrapped, if master is still at its Rev, as with PutDataKey. ErrConflict: one of the
+// rewrapped, under the conditions of PutDataKey about master. ErrConflict: one of the
 // records has changed since it was read, or the job has, or the master key; nothing was
 // written. Give it at most BatchSize-1 records; with none, master is not looked at.
 func (c *Catalog) Advance(ctx context.Context, master Key, job Job, batch Rewrapped) (Job, error) {
@@ -122,12 +122,18 @@ func (c *Catalog) Advance(ctx context.Context, master Key, job Job, batch Rewrap
 		changes = append(changes, Record{Kind: KindKey, ID: master.Name, Rev: master.Rev, Keep: true})
 	}
 	for _, dk := range batch.Keys {
+		if err := checkMaster(master, dk.DataVersion); err != nil {
+			return Job{}, fmt.Errorf("writing data key %q of job %q: %w", dk.ID, job.ID, err)
+		}
 		if r, err = encodeDataKey(dk); err != nil {
 			return Job{}, err
 		}
 		changes = append(changes, r)
 	}
 	for _, o := range batch.Old {
+		if err := checkMaster(master, o.DataVersion); err != nil {
+			return Job{}, fmt.Errorf("writing version %d of data key %q of job %q: %w", o.Number, o.ID, job.ID, err)
+		}
 		if r, err = encodeOldVersion(o); err != nil {
 			return Job{}, err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 )
 
 // Usage is the record of how often a version of a master key has wrapped: an upper bound,
@@ -23,16 +24,35 @@ func (c *Catalog) Usages(ctx context.Context) iter.Seq2[Usage, error] {
 	return decoded(c.store.List(ctx, KindUsage, "", "", 0), decodeUsage)
 }
 
-// PutUsage writes an upper bound if the catalog holds it at u.Rev.
-func (c *Catalog) PutUsage(ctx context.Context, u Usage) (Usage, error) {
-	r, err := encodeUsage(u)
+// Usage returns what is known of one version, or ErrNotFound.
+func (c *Catalog) Usage(ctx context.Context, identity string) (Usage, error) {
+	r, err := c.store.Get(ctx, KindUsage, identity)
 	if err != nil {
-		return Usage{}, err
+		return Usage{}, fmt.Errorf("reading the usage of %q: %w", identity, err)
 	}
-	if u.Rev, err = c.store.Apply(ctx, r); err != nil {
-		return Usage{}, fmt.Errorf("writing the usage of %q: %w", u.Identity, err)
+	return decodeUsage(r)
+}
+
+// PutUsages writes upper bounds, all of them or, when one is not at its Rev, none. Give it
+// at most BatchSize at a time.
+func (c *Catalog) PutUsages(ctx context.Context, usages ...Usage) ([]Usage, error) {
+	out := slices.Clone(usages)
+	changes := make([]Record, len(usages))
+	for i, u := range usages {
+		r, err := encodeUsage(u)
+		if err != nil {
+			return nil, err
+		}
+		changes[i] = r
 	}
-	return u, nil
+	rev, err := c.store.Apply(ctx, changes...)
+	if err != nil {
+		return nil, fmt.Errorf("writing the usage of %d versions: %w", len(usages), err)
+	}
+	for i := range out {
+		out[i].Rev = rev
+	}
+	return out, nil
 }
 
 type usageRecord struct {

@@ -30,7 +30,6 @@ func BenchmarkRewrap(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			dk.Master++
 			page = append(page, dk)
 		}
 		if len(page) == 0 {
@@ -72,13 +71,15 @@ func BenchmarkOpen(b *testing.B) {
 func fillDatabase(b *testing.B, c *catalog.Catalog, n int) (catalog.Key, catalog.Job) {
 	b.Helper()
 	at := time.Now().UTC()
-	key := catalog.Key{Name: "shop", Group: "default", Type: "aes-256", MinCopies: 1, Created: at, Databases: []string{"shop"}}
+	key := catalog.Key{Name: "shop", Group: "default", Type: "aes-256", MinCopies: 1, Created: at, Databases: []string{"shop"}, Versions: []catalog.Version{
+		{Number: 1, Identity: "1", State: catalog.Enabled, Created: at, CheckValue: []byte{1}, Copies: []string{"hsm-a"}},
+	}}
 	db, key, err := c.CreateDatabase(b.Context(), catalog.Database{Name: "shop", Key: "shop", Created: at}, key)
 	if err != nil {
 		b.Fatal(err)
 	}
 	job, _, err := c.BeginJob(b.Context(), catalog.Job{
-		ID: "job", Database: "shop", Key: "shop", Version: 2, State: catalog.JobRunning, Started: at, Total: n,
+		ID: "job", Database: "shop", Key: "shop", Version: 1, State: catalog.JobRunning, Started: at, Total: n,
 	}, db)
 	if err != nil {
 		b.Fatal(err)
