@@ -123,7 +123,8 @@ func (j *janitor) destroyDue(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// rotateDue makes the next version of keys whose newest is old enough.
+// rotateDue makes the next version of keys whose newest is old enough, or has wrapped
+// often enough.
 func (j *janitor) rotateDue(ctx context.Context) error {
 	var failures []error
 	for _, name := range j.due(rotationTime) {
@@ -179,7 +180,13 @@ func isDue(v catalog.Version) bool {
 
 // rotationTime is when a key gets its next version by itself; zero: never.
 func rotationTime(k *key) time.Time {
-	if k.rec.RotationPeriod <= 0 || k.primary < 0 {
+	if k.primary < 0 {
+		return time.Time{}
+	}
+	if k.alg != 0 && k.uses[k.primary].spent() {
+		return k.rec.Versions[k.primary].Created // at once
+	}
+	if k.rec.RotationPeriod <= 0 {
 		return time.Time{}
 	}
 	return k.rec.Versions[k.primary].Created.Add(k.rec.RotationPeriod)

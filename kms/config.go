@@ -40,6 +40,8 @@ type Config struct {
 
 	// Insecure lets drivers run whose SHA-256 is not given. For development.
 	Insecure bool
+
+	wraps wrapLimits // zero: as is safe; a test sets others
 }
 
 // GroupConfig describes a group of HSMs that hold the same keys.

@@ -110,6 +110,9 @@ func (k *KMS) wrap(ctx context.Context, key *key, plaintext, aad []byte) (_ []by
 	if key.primary < 0 {
 		return nil, 0, key.unusable()
 	}
+	if err := key.countWrap(); err != nil {
+		return nil, 0, err
+	}
 	e := envelope.Envelope{Header: envelope.Header{Algorithm: key.alg, Identity: key.ids[key.primary]}}
 	if _, err := rand.Read(e.IV[:]); err != nil {
 		return nil, 0, translate(wrappingWith(key), err)

@@ -16,7 +16,8 @@ import (
 // no unwrap reads the catalog. This process is the only one that writes the
 // catalog, and every write goes through put.
 type keyring struct {
-	keys sync.Map // :: name → *key, immutable
+	keys  sync.Map // :: name → *key, immutable
+	tally *tally
 
 	mu     sync.Mutex            // guards counts; held while a key is replaced
 	counts map[string]*keyCounts // :: group → how many versions live, and where
@@ -37,11 +38,14 @@ type key struct {
 	byID    map[pluginproto.KeyID]int // :: identity → index in rec.Versions
 	primary int                       // index of the newest enabled version; -1: none
 	alg     envelope.Algorithm        // 0: this type does not wrap
+	uses    []*usage                  // by index in rec.Versions; none when it does not wrap
 }
 
-func newKeyring() *keyring { return &keyring{counts: make(map[string]*keyCounts)} }
+func newKeyring(limits wrapLimits) *keyring {
+	return &keyring{tally: newTally(limits), counts: make(map[string]*keyCounts)}
+}
 
-func newKey(rec catalog.Key) (*key, error) {
+func (r *keyring) newKey(rec catalog.Key) (*key, error) {
 	k := &key{
 		rec: rec, typ: pluginproto.KeyType(rec.Type), primary: -1,
 		ids:  make([]pluginproto.KeyID, len(rec.Versions)),
@@ -63,6 +67,9 @@ func newKey(rec catalog.Key) (*key, error) {
 		if v.State == catalog.Enabled {
 			k.primary = i
 		}
+		if k.alg != 0 {
+			k.uses = append(k.uses, r.tally.of(rec, v))
+		}
 	}
 	return k, nil
 }
@@ -82,7 +89,7 @@ func (r *keyring) get(name string) (*key, error) {
 // put makes the ring know a record that was read from the catalog or written to
 // it. An older one than the ring has is ignored, so writers need no order.
 func (r *keyring) put(rec catalog.Key) error {
-	k, err := newKey(rec)
+	k, err := r.newKey(rec)
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 		return nil, translate("opening the key management service", err)
 	}
 	k := &KMS{
-		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(), events: newHub(cfg.Logger),
+		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(cfg.wraps.orDefault()), events: newHub(cfg.Logger),
 		enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -95,6 +95,9 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 // load fills the ring and takes back what was begun and never committed. Nothing
 // runs yet, so every intent that is there is a crash's.
 func (k *KMS) load(ctx context.Context) error {
+	if err := k.loadUsages(ctx); err != nil {
+		return fmt.Errorf("reading the catalog: %w", err)
+	}
 	for rec, err := range k.catalog.Keys(ctx, "", "", 0) {
 		if err != nil {
 			return fmt.Errorf("reading the catalog: %w", err)
@@ -144,6 +147,7 @@ func (k *KMS) start(ctx context.Context) error {
 	if err := starts.Wait(); err != nil {
 		return err
 	}
+	k.tasks.Go(func() { k.keepTally(k.life) })
 	for _, g := range k.groups {
 		k.tasks.Go(func() { g.janitor.run(k.life) })
 	}

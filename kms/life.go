@@ -25,7 +25,7 @@ func (k *KMS) Key(_ context.Context, name string) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return toAPI(key.rec), nil
+	return k.keyToAPI(key.rec), nil
 }
 
 // Keys returns a page of keys by name.
@@ -47,7 +47,7 @@ func (k *KMS) Keys(ctx context.Context, opts ListOptions) (KeyPage, error) {
 			page.Next = page.Keys[opts.Limit-1].Name
 			break
 		}
-		page.Keys = append(page.Keys, toAPI(rec))
+		page.Keys = append(page.Keys, k.keyToAPI(rec))
 	}
 	return page, nil
 }
@@ -163,7 +163,7 @@ func (k *KMS) modify(ctx context.Context, name, what string, change func(*catalo
 	}
 	k.byName[rec.Group].janitor.wake() // a time may have changed
 	k.tell(rec, what)
-	return toAPI(rec), nil
+	return k.keyToAPI(rec), nil
 }
 
 // destroyAll destroys every version of a key now.
@@ -187,7 +187,7 @@ func (k *KMS) destroyAll(ctx context.Context, name string) (Key, error) {
 	if err != nil {
 		return Key{}, translate("destroying key "+strconv.Quote(name), err)
 	}
-	return toAPI(rec), nil
+	return k.keyToAPI(rec), nil
 }
 
 // destroyNow destroys the versions that doomed picks. It is certain when the

@@ -37,7 +37,7 @@ func (k *KMS) CreateMasterKey(ctx context.Context, name string, opts KeyOptions)
 	if err != nil {
 		return Key{}, translate(doing, err)
 	}
-	return toAPI(rec), nil
+	return k.keyToAPI(rec), nil
 }
 
 // fresh checks what a new key should be, and returns its record without versions.
@@ -129,7 +129,7 @@ func (k *KMS) rotate(ctx context.Context, name string, opts api.RotateOptions) (
 	if err != nil {
 		return api.Version{}, err
 	}
-	made := toAPI(rec).Versions
+	made := k.keyToAPI(rec).Versions
 	return made[len(made)-1], nil
 }
 
