@@ -144,7 +144,7 @@ func TestAMemberThatCannotStartSaysWhy(t *testing.T) {
 			tt.spoil(t, s, m)
 			// "kmsd dev" would mend its own configuration, so it is served as it is.
 			s = serve(t, s)
-			failed := awaitMember(t, dial(t, s), m.Name, recoveredIn*2, func(m api.Member) bool { return m.State == tt.state && m.Reason != "" })
+			failed := awaitMember(t, dial(t, s), m.Name, recoveredIn, func(m api.Member) bool { return m.State == tt.state && m.Reason != "" })
 			t.Logf("the reason: %s", failed.Reason)
 			for _, want := range tt.reasons {
 				if !strings.Contains(failed.Reason, want) {

@@ -24,10 +24,9 @@ func TestADriverThatNeverWakesUpIsReplaced(t *testing.T) {
 	wait(t, 3*time.Second) // until it is out of choice
 	begin := stall{load.wraps.end(), load.control.end()}
 	t.Logf("%v", begin)
-	begin.noneWaited(t, longestWhileFrozen)
+	begin.noneWaited(t, longestAnswer) // the silence is noticed after the probe interval
 	begin.wraps.noneFailed(t, 1000)
 	later := startLoad(t, c, "shop", 100)
-	const commandTimeout = 20 * time.Second // the default
 	awaitMember(t, c, m.Name, commandTimeout+recoveredIn, func(now api.Member) bool { return isActive(now) && now.DriverPID != m.DriverPID })
 	t.Logf("%s has a new driver %v after SIGSTOP", m.Name, time.Since(stopped))
 	if running(m.DriverPID) {

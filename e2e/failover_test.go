@@ -10,14 +10,14 @@ import (
 	"kmsd/kms/client"
 )
 
-const (
-	longestAnswer = 250 * time.Millisecond
-	recoveredIn   = 5 * time.Second
-)
+// longestAnswer is within what every request is answered although drivers die, on a
+// machine that has time for it.
+const longestAnswer = 250 * time.Millisecond
 
 func TestKillingAnyDriverIsNotNoticed(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
+	cfg := configOf(t, s)
 	createKey(t, c, "shop")
 	load := startLoad(t, c, "shop", 300)
 	control := startControl(t, c, "shop")
@@ -31,12 +31,15 @@ func TestKillingAnyDriverIsNotNoticed(t *testing.T) {
 		killed := time.Now()
 		// A key that is made now has to be on the member before it serves again.
 		createKey(t, c, fmt.Sprintf("made-while-away-%d", i))
+		opened := startOpening(t, cfg, m.Name)
 		awaitReplaced(t, c, m)
 		g, _ := awaitWhole(t, c, recoveredIn)
-		if took := time.Since(killed); took > recoveredIn {
-			t.Errorf("%s took %v to be active with every key, want at most %v", m.Name, took, recoveredIn)
-		} else {
-			t.Logf("%s: active with all %d keys again after %v", m.Name, g.Keys, took)
+		took, opening := time.Since(killed), opened().quantile(0.5)
+		t.Logf("%s: active with all %d keys again after %v; a driver opens its token within %v", m.Name, g.Keys, took, opening)
+		// A dead process is not missed for as long as a silent one, and the first attempt
+		// comes at once.
+		if took > probeInterval+2*share*opening {
+			t.Errorf("%s took %v to be active with every key, want at most %v; a driver opens its token within %v", m.Name, took, probeInterval, opening)
 		}
 		wait(t, time.Second)
 	}

@@ -58,7 +58,7 @@ const startTimeout = 30 * time.Second
 func start(t *testing.T) *devserver.Server {
 	t.Helper()
 	s := startIn(t, t.TempDir(), "")
-	await(t, 10*time.Second, func(ctx context.Context) error {
+	await(t, recoveredIn, func(ctx context.Context) error {
 		_, err := devserver.AwaitWhole(ctx, dial(t, s))
 		return err
 	})

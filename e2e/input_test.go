@@ -195,7 +195,7 @@ func TestNothingIsCalledAbsentWhileNobodyKnows(t *testing.T) {
 	for _, pid := range pids {
 		send(t, pid, syscall.SIGCONT)
 	}
-	awaitWhole(t, c, 10*time.Second)
+	awaitWhole(t, c, recoveredIn)
 	if _, err := c.Unwrap(t.Context(), "shop", wrapped, nil); err != nil {
 		t.Errorf("after SIGCONT: %v", err)
 	}

@@ -140,7 +140,7 @@ func TestALibraryMisbehavesUnderLoad(t *testing.T) {
 	t.Run("every encryption hangs", tr.lastingHang)
 	t.Run("a key is long in the making", tr.slowKey)
 	t.Run("a copy of a new key hangs", tr.hangBesideNewKey)
-	awaitWhole(t, c, 2*recoveredIn)
+	awaitWhole(t, c, recoveredIn)
 	load.end()
 	allVerify(t, c)
 }
@@ -205,7 +205,7 @@ func (tr *trial) oneHang(t *testing.T) {
 	tr.libs[1].Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: "C_Encrypt", After: 7})
 	awaitFired(t, tr.libs[1], 0, 1)
 	hung := time.Now()
-	probing := awaitMember(t, tr.c, tr.name, recoveredIn, func(m api.Member) bool { return !isActive(m) })
+	probing := awaitMember(t, tr.c, tr.name, 2*shortTimeout, func(m api.Member) bool { return !isActive(m) })
 	t.Logf("%s after %v (%s)", probing.State, time.Since(hung), probing.Reason)
 	awaitReplaced(t, tr.c, before)
 	t.Logf("a new driver after %v", time.Since(hung))
@@ -222,7 +222,7 @@ func (tr *trial) lastingHang(t *testing.T) {
 	before := awaitMember(t, tr.c, tr.name, recoveredIn, isActive)
 	tr.libs[1].Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: "C_Encrypt", Times: faultlib.Forever})
 	hung := time.Now()
-	awaitMember(t, tr.c, tr.name, 2*recoveredIn, func(m api.Member) bool { return m.DriverPID != before.DriverPID })
+	awaitMember(t, tr.c, tr.name, 3*shortTimeout, func(m api.Member) bool { return m.DriverPID != before.DriverPID })
 	t.Logf("dropped after %v", time.Since(hung))
 	tr.libs[1].Disarm(t, 0)
 	awaitReplaced(t, tr.c, before)
@@ -268,10 +268,10 @@ func TestALibraryHangsAtTheStart(t *testing.T) {
 	libs[1].Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: "C_Initialize", Times: faultlib.Forever})
 	begin := time.Now()
 	c := dial(t, serve(t, s))
-	if took := time.Since(begin); took > recoveredIn {
-		t.Errorf("kmsd answers after %v, want at most %v", took, recoveredIn)
-	} else {
-		t.Logf("kmsd answers after %v", took)
+	took := time.Since(begin)
+	t.Logf("kmsd answers after %v", took)
+	if took > startWait { // as long as if nobody served; the member hangs for longer
+		t.Errorf("kmsd answers after %v, want less than %v", took, startWait)
 	}
 	createKey(t, c, "shop")
 	load := startLoad(t, c, "shop", 100)
@@ -282,7 +282,7 @@ func TestALibraryHangsAtTheStart(t *testing.T) {
 	}
 	settle(t, load)
 	libs[1].Disarm(t, 0)
-	_, took := awaitWhole(t, c, 2*recoveredIn)
+	_, took = awaitWhole(t, c, recoveredIn)
 	t.Logf("whole %v after the hang has ended", took)
 	load.end().noneFailed(t, 1)
 	allVerify(t, c)

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"kmsd/e2e/look"
 	"kmsd/internal/softhsmtest"
@@ -15,7 +14,7 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	dir := t.TempDir()
 	s := startIn(t, dir, "")
 	c := dial(t, s)
-	awaitWhole(t, c, 10*time.Second)
+	awaitWhole(t, c, recoveredIn)
 	createKey(t, c, "shop")
 	cfg := configOf(t, s)
 	m := cfg.Groups[0].Members[1]
@@ -28,7 +27,7 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	writePIN(t, m.PIN.File, []byte(wrong))
 	s = startIn(t, dir, "")
 	c = dial(t, s)
-	failed := awaitMember(t, c, m.Name, 10*time.Second, isFailed)
+	failed := awaitMember(t, c, m.Name, recoveredIn, isFailed)
 	t.Logf("the reason: %s", failed.Reason)
 	if failed.CKR != "CKR_PIN_INCORRECT" || !strings.Contains(strings.ToLower(failed.Reason), "pin") {
 		t.Errorf("the member shows %s, %q; want CKR_PIN_INCORRECT and a reason that says PIN", failed.CKR, failed.Reason)
@@ -39,7 +38,7 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	for range 5 {
 		c.Recover(t.Context(), "default", m.Name) // whether it is refused or in vain
 	}
-	awaitMember(t, c, m.Name, 5*time.Second, isFailed)
+	awaitMember(t, c, m.Name, recoveredIn, isFailed)
 	log, err := os.ReadFile(s.Log)
 	if err != nil {
 		t.Fatal(err)
