@@ -100,7 +100,7 @@ func TestADriverServesUntilItIsClosed(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	wantGone(t, p, time.Second)
+	wantGone(t, p, patience)
 	wantNoDirectories(t)
 }
 
@@ -125,7 +125,7 @@ func TestKillEndsAFrozenDriverWithAllThatWaitsForIt(t *testing.T) {
 	if err := <-failed; pluginproto.ClassOf(err) != pluginproto.ClassMember {
 		t.Errorf("the command that waited got %v", err)
 	}
-	wantGone(t, p, 2*time.Second)
+	wantGone(t, p, patience)
 	wantNoDirectories(t)
 }
 
@@ -134,7 +134,7 @@ func TestTheEndOfADriverIsNoticedAtOnce(t *testing.T) {
 	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	wantGone(t, p, 2*time.Second)
+	wantGone(t, p, probeInterval)
 	if _, err := p.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpProbe}); pluginproto.ClassOf(err) != pluginproto.ClassMember {
 		t.Errorf("a command after the end got %v", err)
 	}
@@ -154,7 +154,7 @@ func TestTheProgramHasToBeTheOneThatWasAskedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.Kill()
-		wantGone(t, p, 2*time.Second)
+		wantGone(t, p, patience)
 	}
 	for _, c := range []struct {
 		name string
@@ -233,7 +233,7 @@ func TestAStartEndsWithItsContext(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	if d := time.Since(began); d > 3*time.Second {
+	if d := time.Since(began); d > patience/2 { // the handshake had not been given up
 		t.Errorf("Start took %v", d)
 	}
 	if _, err := supervisor.Start(ctx, supervisor.Spec{Name: "a", Path: path, Insecure: true}); !errors.Is(err, context.DeadlineExceeded) {
@@ -324,7 +324,7 @@ func TestADriverEndsWithADaemonThatIsKilled(t *testing.T) {
 			}
 			io.Copy(io.Discard, out)
 			daemon.Wait() //nolint:errcheck // it was killed
-			wantEnded(t, fd, 2*time.Second)
+			wantEnded(t, fd, patience)
 			wantNoDirectories(t)
 		})
 	}
