@@ -9,6 +9,12 @@ type CreateBody struct {
 	KeyOptions
 }
 
+// CreateDatabaseBody asks for a new database.
+type CreateDatabaseBody struct {
+	Name string `json:"name"`
+	DatabaseOptions
+}
+
 // ItemsBody asks for one wrap, unwrap or rewrap, or for many: either the fields of
 // Item are set or Items is.
 type ItemsBody struct {
@@ -62,9 +68,13 @@ type ErrorBody struct {
 
 // TimeoutHeader is the request header in which a client says how long it will
 // wait, as a Go duration. It can only shorten the 30 seconds that a request has, but
-// for what is asked of groups and members ([Admin]): that takes as long as the client
-// will wait, and a Sync without this header as long as the connection lasts.
+// for what is asked of groups and members ([Admin]) and a backup: that takes as long as the
+// client will wait, and a Sync or a backup without this header as long as the connection lasts.
 const TimeoutHeader = "X-Kmsd-Timeout"
+
+// BackupReportHeader is the trailer behind a whole backup, a [BackupReport] as JSON.
+// Without it what came before is no backup.
+const BackupReportHeader = "X-Kmsd-Backup-Report"
 
 // RequestIDHeader names a request in the answer, in errors, in the log and in the
 // audit log. A client may choose the value: 1 to 64 of a-z A-Z 0-9 . _ -.
@@ -77,6 +87,6 @@ const (
 	MaxItems     = 1000     // of one batch
 	MaxDataKey   = 1024     // bytes of one data key
 	MaxRandom    = 64 << 10 // random bytes at once
-	MaxPage      = 1000     // keys of one page
+	MaxPage      = 1000     // keys or databases of one page
 	MaxLog       = 100_000  // events of the HA log at once
 )

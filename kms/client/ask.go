@@ -40,6 +40,9 @@ type question struct {
 	also int
 	// patient: a context without a deadline does not get one.
 	patient bool
+	// sink takes the body of the answer as it comes, and the answer itself is in the
+	// trailer; nil: the body is the answer.
+	sink io.Writer
 }
 
 // failure is why an attempt failed.
@@ -153,6 +156,9 @@ func (c *Client) attempt(ctx context.Context, q question, body []byte, answer an
 		return c.broken(ctx, q, err)
 	}
 	defer resp.Body.Close()
+	if q.sink != nil && resp.StatusCode == http.StatusOK {
+		return c.drain(ctx, q, resp, answer)
+	}
 	buf := buffers.Get().(*bytes.Buffer)
 	defer giveBack(buf)
 	if n := resp.ContentLength; n > 0 && n <= maxAnswer {

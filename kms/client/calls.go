@@ -51,17 +51,7 @@ func (c *Client) Key(ctx context.Context, name string) (api.Key, error) {
 
 // Keys lists keys by name.
 func (c *Client) Keys(ctx context.Context, opts api.ListOptions) (api.KeyPage, error) {
-	query := url.Values{}
-	if opts.Prefix != "" {
-		query.Set("prefix", opts.Prefix)
-	}
-	if opts.After != "" {
-		query.Set("after", opts.After)
-	}
-	if opts.Limit != 0 {
-		query.Set("limit", strconv.Itoa(opts.Limit))
-	}
-	return ask[api.KeyPage](ctx, c, question{method: http.MethodGet, path: withQuery("/v1/keys", query), kind: repeatable})
+	return ask[api.KeyPage](ctx, c, question{method: http.MethodGet, path: withQuery("/v1/keys", pageQuery(opts)), kind: repeatable})
 }
 
 // UpdateKey changes what the key's owner may change.

@@ -1,7 +1,7 @@
 // Package client answers: how does a program use a kmsd that runs elsewhere?
 //
-// A [Client] is an [api.Service] and an [api.Admin], as the result of kms.Open is, so
-// that a program can take either:
+// A [Client] is an [api.Service], an [api.Admin], an [api.Databases] and an [api.Backups],
+// as the result of kms.Open is, so that a program can take either:
 //
 //	c, err := client.New("https://kms.example:8420", client.Options{RootCAs: pool, Token: token})
 //	...
@@ -11,8 +11,8 @@
 // Errors are [*api.Error] with the server's code, message and hint; compare with
 // errors.Is(err, api.ErrNotFound). What failed in a way that may pass is tried
 // again by the client itself, within the time of the context, if doing it twice does
-// no harm: wrapping, unwrapping, signing, reading. Making, rotating and destroying keys,
-// and what is done to groups and members, is tried again only when the request has
+// no harm: wrapping, unwrapping, signing, reading. Making, rotating and destroying keys
+// and data keys, and what is done to groups and members, is tried again only when the request has
 // certainly not reached kmsd.
 package client
 
@@ -62,8 +62,10 @@ type Client struct {
 }
 
 var (
-	_ api.Service = (*Client)(nil)
-	_ api.Admin   = (*Client)(nil)
+	_ api.Service   = (*Client)(nil)
+	_ api.Admin     = (*Client)(nil)
+	_ api.Databases = (*Client)(nil)
+	_ api.Backups   = (*Client)(nil)
 )
 
 // New returns a client of the kmsd at addr: https://HOST[:PORT] or

@@ -53,6 +53,9 @@ type Record struct {
 	Operation     string // what was done under an action that allows several; "" for the others
 	Group         string
 	Key           string // name
+	Database      string // whose data keys it was about, a well-formed name, or ""
+	NamedKey      string // ID of a data key, any bytes; "" when there were several or none
+	Job           string // ID of the job that was asked about or begun; "" when there was none
 	Member        string
 	Version       int    // of the key that was used; 0 when there were several or none
 	Items         int    // in a batch; 0 when it was none

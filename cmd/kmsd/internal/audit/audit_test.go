@@ -97,28 +97,29 @@ func TestLinesAreTheRecords(t *testing.T) {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.FixedZone("", 3600))
 	mustWrite(t, l, audit.Record{
 		Time: when, RequestID: "r-1", Principal: "shop-app", Remote: "10.0.0.1:999", Action: "unwrap", Operation: "none", Group: "default", Key: "shop",
-		Member: "hsm-b", Version: 3, Items: 4, Failed: 1, AllowDegraded: true, Force: true, Adopt: true, Spec: "driver=softhsm", Outcome: "corrupt", Duration: 1500 * time.Microsecond,
+		Member: "hsm-b", Database: "erp", NamedKey: "k/\xff .", Job: "j-1", Version: 3, Items: 4, Failed: 1, AllowDegraded: true, Force: true, Adopt: true, Spec: "driver=softhsm", Outcome: "corrupt", Duration: 1500 * time.Microsecond,
 	})
 	mustWrite(t, l, audit.Record{
-		Time: when, Key: "\"quoted\"\n\x00\xff ü", Remote: strings.Repeat("ü", 300), Spec: strings.Repeat("/", 5000), Action: "read", Outcome: "denied",
+		Time: when, Key: "\"quoted\"\n\x00\xff ü", Remote: strings.Repeat("ü", 300), Spec: strings.Repeat("/", 5000), NamedKey: strings.Repeat("\x00", 255), Action: "read", Outcome: "denied",
 	})
 	l.Close()
 
 	lines := strings.Split(strings.TrimSuffix(string(mustRead(t, path)), "\n"), "\n")
 	const first = `{"seq":1,"time":"2026-01-02T02:04:05.000006Z","request_id":"r-1","principal":"shop-app","remote":"10.0.0.1:999",` +
-		`"action":"unwrap","operation":"none","group":"default","key":"shop","version":3,"items":4,"failed":1,"member":"hsm-b","allow_degraded":true,"force":true,"adopt":true,"spec":"driver=softhsm",` +
+		`"action":"unwrap","operation":"none","group":"default","key":"shop","database":"erp","named_key":"k%2F%FF%20.","job":"j-1","version":3,"items":4,"failed":1,"member":"hsm-b","allow_degraded":true,"force":true,"adopt":true,"spec":"driver=softhsm",` +
 		`"outcome":"corrupt","duration_us":1500,"prev":"0000000000000000000000000000000000000000000000000000000000000000","hash":"`
 	if len(lines) != 2 || !strings.HasPrefix(lines[0], first) {
 		t.Errorf("lines\n%s\nwant first\n%s", strings.Join(lines, "\n"), first)
 	}
 	var second struct {
 		Key, Remote, Spec string
+		NamedKey          string `json:"named_key"`
 		Version           *int
 	}
 	if err := json.Unmarshal([]byte(lines[1]), &second); err != nil {
 		t.Fatal(err)
 	}
-	if second.Key != "\"quoted\"\n\x00\ufffd ü" || len(second.Remote) > 256 || !strings.HasPrefix(second.Remote, "üüü") || !strings.HasSuffix(second.Remote, "ü...") || len(second.Spec) != 1024 || second.Version != nil {
+	if second.Key != "\"quoted\"\n\x00\ufffd ü" || len(second.Remote) > 256 || !strings.HasPrefix(second.Remote, "üüü") || !strings.HasSuffix(second.Remote, "ü...") || len(second.Spec) != 1024 || second.NamedKey != strings.Repeat("%00", 255) || second.Version != nil {
 		t.Errorf("%+v", second)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {

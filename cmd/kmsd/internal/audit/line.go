@@ -6,16 +6,18 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strconv"
 	"time"
 	"unicode/utf8"
 )
 
 const (
-	hashSize = sha256.Size
-	maxText  = 256      // bytes of a text in a record; what is longer is clipped
-	maxSpec  = 1024     // the same for the description of a member, which has paths in it
-	maxLine  = 32 << 10 // bytes of a line; every byte of a text may take six
+	hashSize    = sha256.Size
+	maxText     = 256      // bytes of a text in a record; what is longer is clipped
+	maxSpec     = 1024     // the same for the description of a member, which has paths in it
+	maxNamedKey = 3 * 255  // the same for the ID of a data key, whose bytes may take three each
+	maxLine     = 32 << 10 // bytes of a line; every byte of a text may take six
 )
 
 // A line begins and ends like this, so that the end of a chain can be found
@@ -56,6 +58,9 @@ func appendRecord(b []byte, r Record) []byte {
 	b = appendText(b, "operation", r.Operation)
 	b = appendText(b, "group", r.Group)
 	b = appendText(b, "key", r.Key)
+	b = appendText(b, "database", r.Database)
+	b = appendClipped(b, "named_key", url.PathEscape(r.NamedKey), maxNamedKey)
+	b = appendText(b, "job", r.Job)
 	b = appendNumber(b, "version", int64(r.Version))
 	b = appendNumber(b, "items", int64(r.Items))
 	b = appendNumber(b, "failed", int64(r.Failed))

@@ -15,9 +15,11 @@
 //
 // A rule allows its actions ("*": all) on the keys whose whole name one of its
 // globs matches: * stands for any characters, also none, and ? for any one. Nothing
-// else is special. Listing is allowed by the prefix that is listed. A rule without
-// keys is for actions that have no key (random, group-read, group-admin); "*" covers
-// these too. What no rule allows is denied.
+// else is special. Listing is allowed by the prefix that is listed. For the actions on
+// databases and their data keys (database-..., named-...) the name of the database
+// takes the place of the key's. A rule without keys is for actions that have no key
+// (random, group-read, group-admin, backup); "*" covers these too. What no rule allows is
+// denied.
 //
 // Principals are in a file of their own:
 //

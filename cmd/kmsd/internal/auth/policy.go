@@ -29,6 +29,15 @@ const (
 	ActionRandom          = "random"
 	ActionGroupRead       = "group-read"
 	ActionGroupAdmin      = "group-admin"
+	ActionDatabaseCreate  = "database-create"
+	ActionDatabaseRead    = "database-read"
+	ActionDatabaseList    = "database-list"
+	ActionDatabaseRekey   = "database-rekey"
+	ActionNamedGet        = "named-get"    // of a data key's plaintext
+	ActionNamedPut        = "named-put"    // and rotate
+	ActionNamedList       = "named-list"   // and describe
+	ActionNamedDelete     = "named-delete" // the newest version
+	ActionBackup          = "backup"
 
 	anyAction = "*"
 )
@@ -39,15 +48,17 @@ func Actions() []string {
 		ActionCreate, ActionRead, ActionList, ActionUpdate, ActionRotate, ActionDisable, ActionEnable, ActionDestroy,
 		ActionRestore, ActionVerify, ActionWrap, ActionUnwrap, ActionRewrap, ActionDataKey, ActionSign,
 		ActionVerifySignature, ActionDecrypt, ActionMAC, ActionRandom, ActionGroupRead, ActionGroupAdmin,
+		ActionDatabaseCreate, ActionDatabaseRead, ActionDatabaseList, ActionDatabaseRekey,
+		ActionNamedGet, ActionNamedPut, ActionNamedList, ActionNamedDelete, ActionBackup,
 	}
 }
 
 func isAction(action string) bool { return slices.Contains(Actions(), action) }
 
-// hasKey says whether an action is about a key.
+// hasKey says whether an action is about a key, or a database, whose name counts as one.
 func hasKey(action string) bool {
 	switch action {
-	case ActionRandom, ActionGroupRead, ActionGroupAdmin:
+	case ActionRandom, ActionGroupRead, ActionGroupAdmin, ActionBackup:
 		return false
 	default:
 		return true

@@ -135,5 +135,7 @@ func wipe(answer any) {
 		clear(a.Plaintext)
 	case api.RandomBody:
 		clear(a.Random)
+	case api.NamedKey:
+		clear(a.Plaintext)
 	}
 }

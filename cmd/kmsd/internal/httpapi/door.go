@@ -23,7 +23,7 @@ type call struct {
 	params  params
 	counted bool             // of a stranger, and not written down by itself
 	failed  map[api.Code]int // :: code → items of a batch that failed with it; nil: none
-	record  Record           // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt, Spec
+	record  Record           // an action fills in what its body says: Version, Items, Failed, Group, Member, AllowDegraded, Force, Adopt, Spec, Job
 }
 
 // key is the name in the path, checked.
@@ -54,9 +54,15 @@ func (h *Handler) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		answer, err = h.run(ctx, rt, c, w, r)
 	}
-	if s, ok := answer.(eventStream); ok && err == nil {
-		h.serveStream(c, s, w, r)
-		return
+	if err == nil {
+		switch a := answer.(type) {
+		case eventStream:
+			h.serveStream(c, a, w, r)
+			return
+		case download:
+			h.serveDownload(ctx, rt, c, a, w)
+			return
+		}
 	}
 	out := buffers.Get().(*bytes.Buffer)
 	defer giveBack(out)
@@ -113,10 +119,10 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 	if c.params, err = parseQuery(r.URL.RawQuery, rt.query); err != nil {
 		return nil, err
 	}
-	if err := c.nameKey(rt); err != nil {
+	if err := c.namesInPath(); err != nil {
 		return nil, err
 	}
-	if rt.keyIn == nil {
+	if rt.namesIn == nil && rt.foundIn == nil {
 		if err := c.authorise(rt); err != nil {
 			return nil, err
 		}
@@ -125,8 +131,8 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 	if err != nil {
 		return nil, err
 	}
-	if rt.keyIn != nil { // the body says which key it is about
-		if err := c.setKey(rt.keyIn(req)); err != nil {
+	if rt.namesIn != nil {
+		if err := rt.namesIn(c, req); err != nil {
 			return nil, err
 		}
 		if err := c.authorise(rt); err != nil {
@@ -137,7 +143,13 @@ func (h *Handler) run(ctx context.Context, rt *route, c *call, w http.ResponseWr
 		rc := http.NewResponseController(w)
 		_, _ = rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Time{})
 	}
-	return h.act(ctx, rt, c, req)
+	answer, err := h.guard(rt, c, func() (any, error) { return rt.act(ctx, c, req) })
+	if err == nil && rt.foundIn != nil {
+		if err = rt.foundIn(c, answer); err == nil {
+			err = c.authorise(rt)
+		}
+	}
+	return answer, err
 }
 
 func (h *Handler) authenticate(c *call, r *http.Request) error {
@@ -160,12 +172,24 @@ func (h *Handler) authenticate(c *call, r *http.Request) error {
 	return h.rates.take(caller.Name())
 }
 
-// nameKey finds the names in the path.
-func (c *call) nameKey(rt *route) error {
-	if rt.hasKey {
-		return c.setKey(c.request.PathValue("name"))
+// namesInPath finds the names in the path.
+func (c *call) namesInPath() error {
+	value := c.request.PathValue
+	c.record.Group, c.record.Member, c.record.Job = clip(value("group")), clip(value("member")), clip(value("id"))
+	if name := value("name"); name != "" {
+		return c.setKey(name)
 	}
-	c.record.Group, c.record.Member = clip(c.request.PathValue("group")), clip(c.request.PathValue("member"))
+	if db := value("db"); db != "" {
+		if err := c.setDatabase(db); err != nil {
+			return err
+		}
+	}
+	if id := value("key"); id != "" {
+		if err := api.CheckNamedKeyID(id); err != nil {
+			return err
+		}
+		c.record.NamedKey = id
+	}
 	return nil
 }
 
@@ -179,22 +203,43 @@ func (c *call) setKey(name string) error {
 	return nil
 }
 
-// authorise asks for the key that the route is about. A list is about the names
-// under its prefix; its action leaves out what the caller may not list.
-func (c *call) authorise(rt *route) error {
-	subject := c.record.Key
-	if rt.subject != "" {
-		subject = c.params.text(rt.subject)
+// setDatabase is the same for the name of a database.
+func (c *call) setDatabase(name string) error {
+	if err := api.CheckDatabaseName(name); err != nil {
+		return err
 	}
-	if c.caller.May(rt.action, subject) {
+	c.record.Database = name
+	return nil
+}
+
+// authorise asks for what the route is about: a database, a key, or nothing with a
+// name. A list is about the names under its prefix; its action leaves out what the
+// caller may not list.
+func (c *call) authorise(rt *route) error {
+	switch {
+	case rt.subject != "":
+		return c.allow(rt.action, c.params.text(rt.subject))
+	case c.record.Database == "":
+		return c.allow(rt.action, c.record.Key)
+	case c.record.Key != "":
+		// Whose database has the master key of somebody else can rotate that.
+		if err := c.allow(rt.action, c.record.Key); err != nil {
+			return err
+		}
+	}
+	return c.allow(rt.action, c.record.Database)
+}
+
+// allow returns an error unless a policy allows the action on a name.
+func (c *call) allow(action, name string) error {
+	if c.caller.May(action, name) {
 		return nil
 	}
 	on := ""
-	if subject != "" {
-		on = " on " + clip(subject)
+	if name != "" {
+		on = " on " + clip(name)
 	}
-	e := api.NewError(api.CodeDenied, fmt.Sprintf("no policy of %s allows %s%s", c.caller.Name(), rt.action, on), nil)
-	return e
+	return api.NewError(api.CodeDenied, fmt.Sprintf("no policy of %s allows %s%s", c.caller.Name(), action, on), nil)
 }
 
 func (h *Handler) decode(rt *route, w http.ResponseWriter, r *http.Request) (any, error) {
@@ -208,8 +253,8 @@ func (h *Handler) decode(rt *route, w http.ResponseWriter, r *http.Request) (any
 	return rt.decode(in.Bytes())
 }
 
-// act calls the route's action. A panic ends this request and nothing else.
-func (h *Handler) act(ctx context.Context, rt *route, c *call, req any) (answer any, err error) {
+// guard calls what a route does. A panic ends this request and nothing else.
+func (h *Handler) guard(rt *route, c *call, do func() (any, error)) (answer any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			h.cfg.Logger.Error("an action panicked", "request_id", c.record.RequestID, "action", rt.action,
@@ -217,7 +262,7 @@ func (h *Handler) act(ctx context.Context, rt *route, c *call, req any) (answer 
 			answer, err = nil, fmt.Errorf("panic in action %s", rt.action)
 		}
 	}()
-	answer, err = rt.act(ctx, c, req)
+	answer, err = do()
 	if err != nil && rt.patience != hurried && h.closing.Err() != nil {
 		e := api.NewError(api.CodeUnavailable, "kmsd is being stopped", err)
 		e.Hint = "ask again when it runs: what is done stays done, and the rest is done then"
@@ -252,7 +297,7 @@ func (h *Handler) audit(ctx context.Context, c *call, err error) *api.Error {
 }
 
 func (h *Handler) log(c *call, e *api.Error, cause error) {
-	args := []any{"request_id", c.record.RequestID, "action", c.record.Action, "key", c.record.Key, "code", e.Code, "error", cause}
+	args := []any{"request_id", c.record.RequestID, "action", c.record.Action, "key", c.record.Key, "database", c.record.Database, "code", e.Code, "error", cause}
 	if e.Code == api.CodeInternal {
 		h.cfg.Logger.Error("a request failed", args...)
 		return

@@ -53,9 +53,14 @@ func showLog(ctx context.Context, c *call, _ none) (api.LogBody, error) {
 	return api.LogBody{Events: shown}, nil
 }
 
-// mayKnow says whether the caller may see an event. Those of a key are for those who
-// may read it.
-func (c *call) mayKnow(e api.Event) bool { return e.Key == "" || c.may("read", e.Key) }
+// mayKnow says whether the caller may see an event. Those of a database or a key are for
+// those who may read it.
+func (c *call) mayKnow(e api.Event) bool {
+	if e.Database != "" {
+		return c.may("database-read", e.Database)
+	}
+	return e.Key == "" || c.may("read", e.Key)
+}
 
 // serveStream writes events until the client goes, the handler closes or the
 // service ends them.

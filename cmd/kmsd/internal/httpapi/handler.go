@@ -18,7 +18,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +31,8 @@ import (
 type Service interface {
 	api.Service
 	api.Admin
+	api.Databases
+	api.Backups
 	// Ready says from memory whether keys can be used.
 	Ready() api.Readiness
 }
@@ -75,7 +76,7 @@ type Config struct {
 // Handler serves the API. Close it before waiting for requests to end.
 type Handler struct {
 	cfg       Config
-	mux       *http.ServeMux
+	paths     *tree
 	document  []byte // the OpenAPI document
 	origin    *http.CrossOriginProtection
 	rates     *rates
@@ -108,7 +109,7 @@ func New(cfg Config) (*Handler, error) {
 	}
 	h := &Handler{
 		cfg:       cfg,
-		mux:       http.NewServeMux(),
+		paths:     new(tree),
 		document:  document,
 		origin:    http.NewCrossOriginProtection(),
 		strangers: newStrangers(cfg.Audit, cfg.Logger, cfg.Limits.Strangers, summaryPause),
@@ -147,9 +148,8 @@ func (h *Handler) register() {
 		add(http.MethodGet, rt.pattern, func(w http.ResponseWriter, r *http.Request) { h.servePublic(rt, w, r) })
 	}
 	for pattern, m := range paths {
-		h.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h.dispatch(m, w, r) })
+		h.paths.add(pattern, func(w http.ResponseWriter, r *http.Request) { h.dispatch(m, w, r) })
 	}
-	h.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { h.refuse(w, errNoRoute()) })
 }
 
 func errNoRoute() *api.Error {
@@ -185,9 +185,8 @@ func (h *Handler) dispatch(m methods, w http.ResponseWriter, r *http.Request) {
 // name, and finds its route.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(api.RequestIDHeader, requestID(r))
-	// A path that is not clean would be redirected by the mux; paths here are opaque.
-	if p := r.URL.Path; p == "" || p != path.Clean(p) {
-		h.refuse(w, errNoRoute())
+	if !opaque(r.URL) {
+		h.refuse(w, badRequest("the path has bytes that must be percent-encoded"))
 		return
 	}
 	select {
@@ -200,7 +199,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, e)
 		return
 	}
-	h.mux.ServeHTTP(w, r)
+	serve := h.paths.find(r)
+	if serve == nil {
+		h.refuse(w, errNoRoute())
+		return
+	}
+	serve(w, r)
 }
 
 // requestID is the client's own when that is sane, else a random one.

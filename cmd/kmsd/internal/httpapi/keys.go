@@ -7,6 +7,32 @@ import (
 	"kmsd/kms/api"
 )
 
+// change makes an action that does to one version of a key, or without a version to all of
+// it, what method does.
+func change(action api.VersionAction, method func(Service, context.Context, string) (api.Key, error)) func(context.Context, *call, none) (api.Key, error) {
+	return func(ctx context.Context, c *call, _ none) (api.Key, error) {
+		version, err := c.version()
+		switch {
+		case err != nil:
+			return api.Key{}, err
+		case version == 0:
+			return method(c.service, ctx, c.key())
+		}
+		c.record.Operation = ofVersion
+		return c.service.ChangeVersion(ctx, c.key(), version, api.VersionChange{Action: action})
+	}
+}
+
+// ofVersion is the operation of a record about one version of a key.
+const ofVersion = "version"
+
+// version reads the parameter version, for the action and for the record. 0: not given.
+func (c *call) version() (int, error) {
+	version, err := c.params.number("version", 0, maxVersion)
+	c.record.Version = version
+	return version, err
+}
+
 // named makes an action of a method that takes a key's name and nothing else.
 func named[Ans any](method func(Service, context.Context, string) (Ans, error)) func(context.Context, *call, none) (Ans, error) {
 	return func(ctx context.Context, c *call, _ none) (Ans, error) {
@@ -48,7 +74,15 @@ func destroyKey(ctx context.Context, c *call, _ none) (api.Key, error) {
 	if err != nil {
 		return api.Key{}, err
 	}
-	return c.service.Destroy(ctx, c.key(), window)
+	version, err := c.version()
+	switch {
+	case err != nil:
+		return api.Key{}, err
+	case version == 0:
+		return c.service.Destroy(ctx, c.key(), window)
+	}
+	c.record.Operation = ofVersion
+	return c.service.ChangeVersion(ctx, c.key(), version, api.VersionChange{Action: api.ActionDestroy, Window: window})
 }
 
 func rotateKey(ctx context.Context, c *call, req api.RotateOptions) (api.VersionBody, error) {

@@ -103,6 +103,13 @@ func timeAllowed(rt *route) string {
 }
 
 func (s schemas) success(rt *route) object {
+	if rt.answer == reflect.TypeFor[download]() {
+		s.of(reflect.TypeFor[api.BackupReport](), false)
+		return object{
+			"description": "All of it was sent only if the trailer " + api.BackupReportHeader + " follows, a BackupReport; else the connection breaks.",
+			"content":     object{"application/octet-stream": object{"schema": object{"type": "string", "format": "binary"}}},
+		}
+	}
 	if !rt.stream {
 		return object{"description": "Done.", "content": jsonContent(s.of(rt.answer, false))}
 	}
@@ -141,11 +148,15 @@ func parameters(rt *route) []object {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			schema := text()
 			name = strings.TrimSuffix(name, "}")
-			if name == "name" {
+			p := object{"name": name, "in": "path", "required": true, "schema": schema}
+			switch name {
+			case "name", "db":
 				schema["pattern"] = "^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 				schema["maxLength"] = api.MaxNameLen
+			case "key":
+				p["description"] = fmt.Sprintf("ID of a data key, 1 to %d bytes of any value, percent-encoded; \".\" and \"..\" as %%2E and %%2E%%2E.", api.MaxNamedKeyID)
 			}
-			list = append(list, object{"name": name, "in": "path", "required": true, "schema": schema})
+			list = append(list, p)
 		}
 	}
 	for _, p := range rt.query {
@@ -265,6 +276,10 @@ func values(t reflect.Type) []string {
 		return texts(api.GroupNormal, api.GroupDegraded, api.GroupSole, api.GroupStandbyServing, api.GroupLost)
 	case reflect.TypeFor[api.MemberState]():
 		return texts(api.MemberActive, api.MemberStandby, api.MemberProbing, api.MemberSyncing, api.MemberDraining, api.MemberDown, api.MemberFailed)
+	case reflect.TypeFor[api.JobState]():
+		return texts(api.JobRunning, api.JobWaiting, api.JobDone, api.JobFailed)
+	case reflect.TypeFor[api.Retire]():
+		return texts(api.RetireNone, api.RetireDisable, api.RetireDestroy)
 	default:
 		return nil
 	}

@@ -169,6 +169,9 @@ func TestTrafficFitsDocument(t *testing.T) {
 		if a.status != 200 {
 			t.Errorf("%s %s: %d %s", r.method, r.path, a.status, a.body)
 		}
+		if _, stream := op.Responses["200"].Content["application/octet-stream"]; stream {
+			continue
+		}
 		d.check(t, r.method+" "+r.path+" answer", op.Responses["200"].Content["application/json"].Schema, a.body)
 	}
 	e := k.ask(t, "GET", "/v1/keys", "", "")
@@ -279,7 +282,7 @@ func TestDocumentHasEveryCode(t *testing.T) {
 	if got := d.Components.Schemas["Error"].Properties["code"].Enum; !slices.Equal(got, want) {
 		t.Errorf("codes %v, want %v", got, want)
 	}
-	for _, name := range []string{"CreateBody", "ItemsBody", "DataKeysBody", "SignRequest", "VerifyRequest", "DecryptRequest", "MACRequest", "KeyUpdate", "MemberSpec", "RoleBody", "SyncOptions", "RotateOptions"} {
+	for _, name := range []string{"CreateBody", "ItemsBody", "DataKeysBody", "SignRequest", "VerifyRequest", "DecryptRequest", "MACRequest", "KeyUpdate", "MemberSpec", "RoleBody", "SyncOptions", "RotateOptions", "CreateDatabaseBody", "NamedKeyPut", "RekeyOptions", "BackupBody"} {
 		if s := d.Components.Schemas[name]; s.AdditionalProperties != false {
 			t.Errorf("schema %s allows unknown fields, the door does not", name)
 		}

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"reflect"
 
@@ -13,13 +14,14 @@ const (
 	smallBody = 64 << 10 // requests without secrets of the caller's
 	signBody  = 64 << 10
 	macBody   = 128 << 10 // a message of 64 KiB
+	putBody   = 128 << 10 // a data key of 64 KiB
 	cryptBody = 8 << 20   // a batch of 1000 items of 6 KB each, or 80 of the largest
 )
 
 // route is a row of the table. Only on makes one, and only the door serves it.
 type route struct {
 	method  string
-	pattern string // as in http.ServeMux; {name} is a key
+	pattern string // of segments; {name} is a key, {db} a database, {key} a data key of it
 	action  string // what a policy has to allow
 	summary string // one sentence for the OpenAPI document
 
@@ -28,9 +30,12 @@ type route struct {
 	subject   string // the query parameter that stands for the key's name in policies
 	maxBody   int64  // bytes
 
-	hasKey bool             // {name} is in the pattern
-	keyIn  func(any) string // the key's name in the decoded body; nil when it is not there
-	stream bool             // answers with server-sent events
+	stream bool // answers with server-sent events
+	// namesIn tells the call what the decoded body names; nil when that is in the path.
+	namesIn func(c *call, req any) error
+	// foundIn is the same for an answer that reads something, where nothing else tells
+	// what it is about: it is released to those only who may read that.
+	foundIn func(c *call, answer any) error
 
 	optional bool     // the body may be empty
 	patience patience // how long it may take
@@ -74,8 +79,18 @@ func about(method, pattern, action, summary string) route {
 
 // aboutKey is a row for /v1/keys/{name} and below.
 func aboutKey(method, below, action, summary string) route {
-	rt := about(method, "/v1/keys/{name}"+below, action, summary)
-	rt.hasKey = true
+	return about(method, "/v1/keys/{name}"+below, action, summary)
+}
+
+// aboutDatabase is a row for /v1/databases/{db} and below.
+func aboutDatabase(method, below, action, summary string) route {
+	return about(method, "/v1/databases/{db}"+below, action, summary)
+}
+
+// aboutNamed is a row for a data key of a database and below.
+func aboutNamed(operation, method, below, action, summary string) route {
+	rt := aboutDatabase(method, "/keys/{key}"+below, action, summary)
+	rt.operation = operation
 	return rt
 }
 
@@ -96,7 +111,7 @@ func routes() []*route {
 	const get, post, patch, del = http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete
 
 	create := about(post, "/v1/keys", "create", "Make a master key with its version 1 on every active member.")
-	create.keyIn = func(req any) string { return req.(api.CreateBody).Name }
+	create.namesIn = func(c *call, req any) error { return c.setKey(req.(api.CreateBody).Name) }
 
 	list := about(get, "/v1/keys", "list", "List keys by name. A policy must allow list on the prefix; keys that the caller may not list are left out.").
 		with(prefixParam, limitParam, afterParam)
@@ -106,16 +121,16 @@ func routes() []*route {
 		with(lastParam)
 	events.stream = true
 
-	return []*route{
+	return append(databaseRoutes(),
 		on(create, createKey),
 		on(list, listKeys),
 		on(aboutKey(get, "", "read", "Show a key and its versions."), named(Service.Key)),
 		on(aboutKey(patch, "", "update", "Change what a key's owner may change."), updateKey),
-		on(aboutKey(del, "", "destroy", "Schedule the destruction of every version after the window; 0s destroys at once.").with(windowParam), destroyKey),
-		on(aboutKey(post, "/restore", "restore", "Take a scheduled destruction back."), named(Service.Restore)),
+		on(aboutKey(del, "", "destroy", "Schedule the destruction of every version, or of one, after the window; 0s destroys at once.").with(windowParam, versionParam), destroyKey),
+		on(aboutKey(post, "/restore", "restore", "Take a scheduled destruction back, of every version or of one.").with(versionParam), change(api.ActionRestore, Service.Restore)),
 		on(aboutKey(post, "/rotate", "rotate", "Make the next version. Old versions still unwrap.").bodyOptional(), rotateKey),
-		on(aboutKey(post, "/disable", "disable", "Refuse every use of a key until it is enabled."), named(Service.Disable)),
-		on(aboutKey(post, "/enable", "enable", "Let a disabled key be used again."), named(Service.Enable)),
+		on(aboutKey(post, "/disable", "disable", "Refuse every use of a key, or of one version, until it is enabled.").with(versionParam), change(api.ActionDisable, Service.Disable)),
+		on(aboutKey(post, "/enable", "enable", "Let a disabled key, or one version, be used again.").with(versionParam), change(api.ActionEnable, Service.Enable)),
 		on(aboutKey(post, "/verify", "verify", "Ask every member for its copy of every version."), named(Service.Verify)),
 
 		on(aboutKey(post, "/wrap", "wrap", "Encrypt 1 byte to 64 KiB under the newest version, or up to 1000 items.").upTo(cryptBody), crypt(api.OpWrap)),
@@ -144,7 +159,7 @@ func routes() []*route {
 
 		on(about(get, "/v1/log", "group-read", "Show the last that has happened to groups and members, oldest first.").with(lastParam), showLog),
 		on(events, follow),
-	}
+	)
 }
 
 // publicRoute is a row that needs no principal: it tells nothing about keys.
@@ -169,15 +184,19 @@ func publicRoutes() []publicRoute {
 }
 
 var (
-	prefixParam = param{"prefix", "Only keys whose name starts with this.", text()}
-	afterParam  = param{"after", "The next of the page before.", text()}
-	limitParam  = param{"limit", "Keys on a page; 100 if not given.", number(1, api.MaxPage)}
-	windowParam = param{"window", "How long the key can be restored, a Go duration; 720h if not given.", text()}
-	bytesParam  = param{"bytes", "How many; 32 if not given.", number(1, api.MaxRandom)}
-	lastParam   = param{"last", "How many of the events that are remembered; if not given, all of them in the log and none before a stream.", number(1, api.MaxLog)}
-	forceParam  = param{"force", "Do it although nobody else serves, or a key loses its last copy.", map[string]any{"type": "boolean"}}
-	groupParam  = param{"group", "Whose random source; the default group if not given.", text()}
+	prefixParam  = param{"prefix", "Only names that start with this.", text()}
+	afterParam   = param{"after", "The next of the page before.", text()}
+	limitParam   = param{"limit", "How many on a page; 100 if not given.", number(1, api.MaxPage)}
+	versionParam = param{"version", "Which version; all, or for reading the newest, if not given.", number(1, maxVersion)}
+	windowParam  = param{"window", "How long the key can be restored, a Go duration; 720h if not given.", text()}
+	bytesParam   = param{"bytes", "How many; 32 if not given.", number(1, api.MaxRandom)}
+	lastParam    = param{"last", "How many of the events that are remembered; if not given, all of them in the log and none before a stream.", number(1, api.MaxLog)}
+	forceParam   = param{"force", "Do it although nobody else serves, or a key loses its last copy.", map[string]any{"type": "boolean"}}
+	groupParam   = param{"group", "Whose random source; the default group if not given.", text()}
 )
+
+// maxVersion is more than the number of any version.
+const maxVersion = math.MaxInt32
 
 func text() map[string]any { return map[string]any{"type": "string"} }
 
