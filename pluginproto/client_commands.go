@@ -64,7 +64,8 @@ type request struct {
 type message struct {
 	wire     driverv1.Command
 	buf      []byte
-	deadline time.Time // zero: none
+	items    []*driverv1.Item // kept for the next command that has some
+	deadline time.Time        // zero: none
 }
 
 // keepBuffer is the largest buffer kept for the next command, in bytes.
@@ -110,7 +111,7 @@ func (c *commandClient) do(ctx context.Context, cmd Command) (Result, error) {
 	}
 	defer w.timer.Stop()
 	m := c.encode(ctx, id, &cmd)
-	c.out.put(request{message: m}, len(m.buf)+commandOverhead)
+	c.out.put(request{message: m}, len(m.buf)+commandOverhead*(1+len(cmd.Items)))
 
 	var late error
 	for late == nil {
@@ -207,7 +208,11 @@ func (c *commandClient) encode(ctx context.Context, id uint64, cmd *Command) *me
 		m.buf = append(m.buf, b...)
 		return m.buf[len(m.buf)-len(b):]
 	}
-	if need := len(cmd.Key) + len(cmd.Input) + len(cmd.IV) + len(cmd.AAD) + len(cmd.Signature); cap(m.buf) < need {
+	need := len(cmd.Key) + len(cmd.Input) + len(cmd.IV) + len(cmd.AAD) + len(cmd.Signature)
+	for _, it := range cmd.Items {
+		need += len(it.Input) + len(it.IV) + len(it.AAD)
+	}
+	if cap(m.buf) < need {
 		m.buf = make([]byte, 0, need)
 	}
 	w := &m.wire
@@ -224,6 +229,13 @@ func (c *commandClient) encode(ctx context.Context, id uint64, cmd *Command) *me
 	w.Aad = hold(cmd.AAD)
 	w.Signature = hold(cmd.Signature)
 	w.Length = uint32(cmd.Length)
+	for len(m.items) < len(cmd.Items) {
+		m.items = append(m.items, new(driverv1.Item))
+	}
+	w.Items = m.items[:len(cmd.Items)]
+	for i, it := range cmd.Items {
+		w.Items[i].Input, w.Items[i].Iv, w.Items[i].Aad = hold(it.Input), hold(it.IV), hold(it.AAD)
+	}
 	return m
 }
 
@@ -318,7 +330,7 @@ func (c *commandClient) deliver(batch *driverv1.ResultBatch) {
 	for _, m := range batch.GetResults() {
 		w := c.pending[m.GetId()]
 		if w == nil {
-			clear(m.GetOutput())
+			wipeResult(m)
 			continue
 		}
 		delete(c.pending, m.GetId())

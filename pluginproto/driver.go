@@ -267,6 +267,24 @@ type Command struct {
 	AAD       []byte
 	Signature []byte
 	Length    int // OpRandom: bytes wanted, 1 to 64 KiB
+
+	// Items, with AESGCM only, are 1 to MaxItems of the same under one key, each in
+	// place of Input, IV and AAD: whoever has thousands of small ones saves most of what
+	// a command costs beside the HSM. Together they keep the limits of one.
+	Items []Item
+}
+
+// Item is one of many that a command does.
+type Item struct {
+	Input, IV, AAD []byte
+}
+
+// Wipe clears the inputs, which may be plaintext.
+func (c Command) Wipe() {
+	clear(c.Input)
+	for _, it := range c.Items {
+		clear(it.Input)
+	}
 }
 
 // Result is the answer to a command.
@@ -277,4 +295,22 @@ type Result struct {
 	// IV is the one that was used. A token that insists on its own (FIPS) differs
 	// from Command.IV here.
 	IV []byte
+	// Items are the answers to Command.Items, in their order.
+	Items []ItemResult
+}
+
+// ItemResult is the answer to one item, as in Result.
+type ItemResult struct {
+	Output, IV []byte
+	// Err is what is wrong with this item, always of ClassCaller: what is wrong with the
+	// key or the token fails the command.
+	Err error
+}
+
+// Wipe clears the outputs, which may be plaintext.
+func (r Result) Wipe() {
+	clear(r.Output)
+	for _, it := range r.Items {
+		clear(it.Output)
+	}
 }

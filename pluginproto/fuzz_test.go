@@ -19,6 +19,7 @@ func FuzzCommands(f *testing.F) {
 		{Id: 4, Op: driverv1.Op_OP_DECRYPT, Key: make([]byte, 15), Mechanism: driverv1.Mechanism_MECHANISM_AES_GCM, TimeoutUs: 1 << 62},
 		{Id: 5, Op: -1, Mechanism: 1 << 30, Hash: -7, Length: 1 << 31},
 		{Id: 6, Op: driverv1.Op_OP_SIGN, Key: make([]byte, 16), Mechanism: driverv1.Mechanism_MECHANISM_ECDSA, Hash: driverv1.Hash_HASH_SHA256, Input: make([]byte, 31)},
+		{Id: 7, Op: driverv1.Op_OP_DECRYPT, Key: make([]byte, 16), Mechanism: driverv1.Mechanism_MECHANISM_AES_GCM, Items: []*driverv1.Item{{Input: make([]byte, 48), Iv: make([]byte, 12)}, {}}},
 	} {
 		b, err := proto.Marshal(&driverv1.CommandBatch{Commands: []*driverv1.Command{m}, Cancelled: []uint64{m.GetId()}})
 		if err != nil {
@@ -45,8 +46,18 @@ func FuzzCommands(f *testing.F) {
 			if len(cmd.Input) > MaxInput || len(cmd.AAD) > MaxAAD || cmd.Length > 0 && cmd.Op == OpRandom && cmd.Length > MaxRandom {
 				t.Errorf("a command over the limits: %+v", cmd)
 			}
-			if cmd.Mech == AESGCM && len(cmd.IV) != GCMIVSize {
+			if cmd.Mech == AESGCM && len(cmd.Items) == 0 && len(cmd.IV) != GCMIVSize {
 				t.Errorf("an IV of %d bytes", len(cmd.IV))
+			}
+			input, aad := 0, 0
+			for _, it := range cmd.Items {
+				input, aad = input+len(it.Input), aad+len(it.AAD)
+				if len(it.IV) != GCMIVSize {
+					t.Errorf("an item with an IV of %d bytes", len(it.IV))
+				}
+			}
+			if len(cmd.Items) > MaxItems || input > MaxInput || aad > MaxAAD {
+				t.Errorf("%d items of %d and %d bytes", len(cmd.Items), input, aad)
 			}
 		}
 	})
@@ -64,6 +75,7 @@ func FuzzResults(f *testing.F) {
 		{op: OpMAC, mech: HMAC, input: 5},
 		{op: OpRandom, length: 16},
 		{op: OpProbe},
+		{op: OpDecrypt, mech: AESGCM, items: []question{{op: OpDecrypt, mech: AESGCM, input: 48}, {op: OpDecrypt, mech: AESGCM, input: 17}}},
 	}
 	for _, m := range []*driverv1.Result{
 		{Id: 1},
@@ -72,6 +84,8 @@ func FuzzResults(f *testing.F) {
 		{Id: 1, Output: make([]byte, 16)},
 		{Id: 1, Failure: &driverv1.Failure{Class: driverv1.Class_CLASS_EXPIRED}},
 		{Id: 1, Failure: &driverv1.Failure{Class: -3, Ckr: 1 << 63, Permanent: true}},
+		{Id: 1, Items: []*driverv1.ItemResult{{Output: make([]byte, 32)}, {Failure: &driverv1.Failure{Class: driverv1.Class_CLASS_CALLER}}}},
+		{Id: 1, Items: []*driverv1.ItemResult{{Output: make([]byte, 32)}, {Failure: &driverv1.Failure{Class: driverv1.Class_CLASS_MEMBER}}}},
 	} {
 		b, err := proto.Marshal(m)
 		if err != nil {
@@ -93,6 +107,14 @@ func FuzzResults(f *testing.F) {
 				t.Error("a result beside an error")
 			}
 			return
+		}
+		if len(r.Items) != len(q.items) {
+			t.Errorf("%d answers to %d items", len(r.Items), len(q.items))
+		}
+		for i, it := range r.Items {
+			if it.Err == nil && len(it.Output) != q.items[i].input-GCMTagSize || it.Err != nil && ClassOf(it.Err) != ClassCaller {
+				t.Errorf("item %d: %d bytes, %v", i, len(it.Output), it.Err)
+			}
 		}
 		switch q.op {
 		case OpEncrypt:

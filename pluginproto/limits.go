@@ -7,6 +7,8 @@ const (
 	MaxInput = 1 << 20
 	// MaxAAD is the longest additional authenticated data of one command.
 	MaxAAD = 64 << 10
+	// MaxItems is how many items one command may have.
+	MaxItems = 256
 	// MaxRandom is the most that one OpRandom gives.
 	MaxRandom = 64 << 10
 	// MaxLabel is the longest label of a key.
@@ -41,6 +43,9 @@ const (
 // Check says whether the command is one that the contract knows, within its
 // limits. Both ends of the wall ask it, and a driver may rely on it.
 func (c Command) Check() error {
+	if len(c.Items) > 0 {
+		return c.checkItems()
+	}
 	if err := c.checkSizes(); err != nil {
 		return err
 	}
@@ -66,6 +71,31 @@ func (c Command) Check() error {
 		}
 	default:
 		return Errorf(ClassCaller, c.Op.gerund(), "operation %d is not in the contract", c.Op)
+	}
+	return nil
+}
+
+// checkItems checks the items, each of which has to be a command that is sound.
+func (c Command) checkItems() error {
+	op := c.Op.gerund()
+	switch {
+	case c.Mech != AESGCM || c.Op != OpEncrypt && c.Op != OpDecrypt:
+		return Errorf(ClassCaller, op, "only AES-GCM takes many items")
+	case len(c.Items) > MaxItems:
+		return Errorf(ClassCaller, op, "%d items, at most %d are possible", len(c.Items), MaxItems)
+	case len(c.Input)+len(c.IV)+len(c.AAD)+len(c.Signature) > 0:
+		return Errorf(ClassCaller, op, "an input beside the items")
+	}
+	input, aad := 0, 0
+	for _, it := range c.Items {
+		input, aad = input+len(it.Input), aad+len(it.AAD)
+		one := Command{Op: c.Op, Mech: c.Mech, Input: it.Input, IV: it.IV, AAD: it.AAD}
+		if err := one.Check(); err != nil {
+			return err
+		}
+	}
+	if input > MaxInput || aad > MaxAAD {
+		return Errorf(ClassCaller, op, "items of %d bytes with %d of additional data, at most %d and %d are possible", input, aad, MaxInput, MaxAAD)
 	}
 	return nil
 }

@@ -57,6 +57,15 @@ type job struct {
 	dropped bool
 }
 
+// size is how many bytes of input the job has.
+func (j *job) size() int {
+	n := len(j.cmd.Input)
+	for _, it := range j.cmd.Items {
+		n += len(it.Input)
+	}
+	return n
+}
+
 // answer is what waits to be sent: a result, or else a heartbeat.
 type answer struct {
 	result *driverv1.Result
@@ -126,7 +135,7 @@ func (s *commandServer) enqueue(j *job) error {
 	}
 	probe := j.cmd.Op == OpProbe
 	if probe && s.probes >= maxProbes ||
-		len(s.queue) >= maxQueued || s.queued+len(j.cmd.Input) > maxQueuedBytes {
+		len(s.queue) >= maxQueued || s.queued+j.size() > maxQueuedBytes {
 		s.out.put(answer{result: &driverv1.Result{Id: j.id, Failure: failureOf(
 			Errorf(ClassBusy, j.cmd.Op.gerund(), "too many commands wait for the token"))}}, maxText)
 		return nil
@@ -143,7 +152,7 @@ func (s *commandServer) enqueue(j *job) error {
 		return nil
 	}
 	s.queue = append(s.queue, j)
-	s.queued += len(j.cmd.Input)
+	s.queued += j.size()
 	if s.running < s.workers {
 		s.running++
 		s.group.Go(s.work)
@@ -184,7 +193,7 @@ func (s *commandServer) next() *job {
 	j := s.queue[0]
 	s.queue[0] = nil
 	s.queue = s.queue[1:]
-	s.queued -= len(j.cmd.Input)
+	s.queued -= j.size()
 	return j
 }
 
@@ -194,14 +203,14 @@ func (s *commandServer) run(j *job) {
 	ctx, cancel := s.begin(j)
 	defer cancel()
 	if ctx.Err() != nil {
-		clear(j.cmd.Input)
+		j.cmd.Wipe()
 		s.finish(j, Result{}, ctx.Err())
 		return
 	}
 	result, err := s.driver.Do(ctx, j.cmd)
 	if ctx.Err() == nil {
 		// Otherwise the C call may still be reading its input.
-		clear(j.cmd.Input)
+		j.cmd.Wipe()
 	}
 	s.finish(j, result, err)
 }
@@ -230,7 +239,7 @@ func (s *commandServer) finish(j *job, result Result, err error) {
 	}
 	s.mu.Unlock()
 	if dropped {
-		clear(result.Output)
+		result.Wipe()
 		return
 	}
 	m := &driverv1.Result{Id: j.id}
@@ -239,8 +248,12 @@ func (s *commandServer) finish(j *job, result Result, err error) {
 		s.out.put(answer{result: m}, maxText)
 		return
 	}
-	m.Output, m.Iv = result.Output, result.IV
-	s.out.put(answer{result: m}, len(result.Output)+resultOverhead)
+	m.Output, m.Iv, m.Items = result.Output, result.IV, wireItems(result.Items)
+	size := len(result.Output) + resultOverhead
+	for _, it := range result.Items {
+		size += len(it.Output) + resultOverhead
+	}
+	s.out.put(answer{result: m}, size)
 }
 
 // resultOverhead and commandOverhead bound what a message takes beside its bytes.
@@ -274,7 +287,7 @@ func (s *commandServer) send(stream batchStream) {
 		}
 		err := stream.Send(&batch)
 		for _, r := range batch.Results {
-			clear(r.GetOutput())
+			wipeResult(r)
 		}
 		clear(batch.Results)
 		clear(answers)

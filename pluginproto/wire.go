@@ -41,6 +41,12 @@ func commandOf(m *driverv1.Command) (Command, error) {
 		}
 		cmd.Key = id
 	}
+	if items := m.GetItems(); len(items) > 0 {
+		cmd.Items = make([]Item, len(items))
+		for i, it := range items {
+			cmd.Items[i] = Item{Input: it.GetInput(), IV: it.GetIv(), AAD: it.GetAad()}
+		}
+	}
 	return cmd, cmd.Check()
 }
 
@@ -89,11 +95,19 @@ type question struct {
 	input  int // bytes
 	length int
 	iv     [GCMIVSize]byte
+	items  []question // one for each item; nil: it has none
 }
 
 func questionOf(c *Command) question {
 	q := question{op: c.Op, mech: c.Mech, input: len(c.Input), length: c.Length}
 	copy(q.iv[:], c.IV)
+	if len(c.Items) > 0 {
+		q.items = make([]question, len(c.Items))
+		for i, it := range c.Items {
+			q.items[i] = question{op: c.Op, mech: c.Mech, input: len(it.Input)}
+			copy(q.items[i].iv[:], it.IV)
+		}
+	}
 	return q
 }
 
@@ -103,11 +117,44 @@ func resultOf(q *question, m *driverv1.Result) (Result, error) {
 	if f := m.GetFailure(); f != nil {
 		return Result{}, errorOf(f)
 	}
+	if q.items != nil {
+		return itemsOf(q, m)
+	}
 	r := Result{Output: m.GetOutput(), IV: m.GetIv()}
-	n, ok := len(r.Output), false
+	if err := q.answeredBy(r.Output, r.IV); err != nil {
+		return Result{}, err
+	}
+	return r, nil
+}
+
+// itemsOf reads the answer to a command with items.
+func itemsOf(q *question, m *driverv1.Result) (Result, error) {
+	answers := m.GetItems()
+	if len(answers) != len(q.items) {
+		return Result{}, badReply("%s %d items gave %d answers", q.op.gerund(), len(q.items), len(answers))
+	}
+	r := Result{Items: make([]ItemResult, len(answers))}
+	for i, a := range answers {
+		it := ItemResult{Output: a.GetOutput(), IV: a.GetIv()}
+		if f := a.GetFailure(); f != nil {
+			it = ItemResult{Err: errorOf(f)}
+			if ClassOf(it.Err) != ClassCaller {
+				return Result{}, badReply("%s one of many items failed for a reason that is not its own: %v", q.op.gerund(), it.Err)
+			}
+		} else if err := q.items[i].answeredBy(it.Output, it.IV); err != nil {
+			return Result{}, err
+		}
+		r.Items[i] = it
+	}
+	return r, nil
+}
+
+// answeredBy returns why an output and an IV cannot be an answer to q.
+func (q *question) answeredBy(output, iv []byte) error {
+	n, ok := len(output), false
 	switch q.op {
 	case OpEncrypt:
-		ok = n == q.input+GCMTagSize && len(r.IV) == GCMIVSize
+		ok = n == q.input+GCMTagSize && len(iv) == GCMIVSize
 	case OpDecrypt:
 		ok = q.mech == RSAOAEP && n <= maxSignature || q.mech == AESGCM && n == q.input-GCMTagSize
 	case OpSign:
@@ -119,13 +166,37 @@ func resultOf(q *question, m *driverv1.Result) (Result, error) {
 	case OpVerify, OpProbe:
 		ok = n == 0
 	}
-	if q.op == OpDecrypt && ok && len(r.IV) != 0 && !bytes.Equal(r.IV, q.iv[:]) {
-		return Result{}, badReply("%s used another IV than the one given", q.op.gerund())
+	if q.op == OpDecrypt && ok && len(iv) != 0 && !bytes.Equal(iv, q.iv[:]) {
+		return badReply("%s used another IV than the one given", q.op.gerund())
 	}
-	if !ok || len(r.IV) > GCMIVSize {
-		return Result{}, badReply("%s gave %d bytes and an IV of %d for an input of %d", q.op.gerund(), n, len(r.IV), q.input)
+	if !ok || len(iv) > GCMIVSize {
+		return badReply("%s gave %d bytes and an IV of %d for an input of %d", q.op.gerund(), n, len(iv), q.input)
 	}
-	return r, nil
+	return nil
+}
+
+// wireItems puts the answers to items on the wire.
+func wireItems(items []ItemResult) []*driverv1.ItemResult {
+	if len(items) == 0 {
+		return nil
+	}
+	out := make([]*driverv1.ItemResult, len(items))
+	for i, it := range items {
+		if it.Err != nil {
+			out[i] = &driverv1.ItemResult{Failure: failureOf(it.Err)}
+		} else {
+			out[i] = &driverv1.ItemResult{Output: it.Output, Iv: it.IV}
+		}
+	}
+	return out
+}
+
+// wipeResult clears the outputs of an answer, which may be plaintext.
+func wipeResult(m *driverv1.Result) {
+	clear(m.GetOutput())
+	for _, it := range m.GetItems() {
+		clear(it.GetOutput())
+	}
 }
 
 // wireObject puts an object on the wire. A label that a foreign tool has written

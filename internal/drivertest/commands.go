@@ -60,6 +60,41 @@ func (s *suite) useCipher(t *testing.T, o pluginproto.Object) {
 	}
 	_, err := s.a.Do(limit(t), pluginproto.Command{Op: pluginproto.OpMAC, Mech: pluginproto.HMAC, Key: o.ID, Input: text})
 	wantClass(t, err, pluginproto.ClassCaller)
+	t.Run("many items", func(t *testing.T) { s.useItems(t, o.ID) })
+}
+
+// useItems does many in one command, of which one does not authenticate.
+func (s *suite) useItems(t *testing.T, id pluginproto.KeyID) {
+	const n, bad = 40, 17
+	text := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 1+i) }
+	seal := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id}
+	for i := range n {
+		one := encryptCommand(id, text(i), fmt.Append(nil, "context of ", i))
+		seal.Items = append(seal.Items, pluginproto.Item{Input: one.Input, IV: one.IV, AAD: one.AAD})
+	}
+	sealed := do(t, s.a, seal)
+	if len(sealed.Items) != n || len(sealed.Output) != 0 {
+		t.Fatalf("%d answers to %d items, and %d bytes beside them", len(sealed.Items), n, len(sealed.Output))
+	}
+	open := pluginproto.Command{Op: pluginproto.OpDecrypt, Mech: pluginproto.AESGCM, Key: id}
+	for i, it := range sealed.Items {
+		if it.Err != nil || !bytes.Equal(seal.Items[i].Input, text(i)) {
+			t.Fatalf("item %d: %v; its input is %x now", i, it.Err, seal.Items[i].Input)
+		}
+		open.Items = append(open.Items, pluginproto.Item{Input: it.Output, IV: it.IV, AAD: seal.Items[i].AAD})
+	}
+	open.Items[bad].Input = flipped(open.Items[bad].Input, 0)
+	for i, it := range do(t, s.a, open).Items {
+		switch {
+		case i == bad:
+			wantCKR(t, it.Err, pluginproto.ClassCaller, pluginproto.CKREncryptedDataInvalid)
+		case it.Err != nil || !bytes.Equal(it.Output, text(i)):
+			t.Errorf("item %d came back as %x, %v", i, it.Output, it.Err)
+		}
+	}
+	open.Key = newID()
+	_, err := s.a.Do(limit(t), open)
+	wantClass(t, err, pluginproto.ClassNotFound)
 }
 
 func decryptOf(cmd pluginproto.Command, sealed pluginproto.Result) pluginproto.Command {

@@ -44,6 +44,14 @@ func (d *Driver) run(cmd pluginproto.Command) (pluginproto.Result, error) {
 }
 
 func cipherAES(k *key, cmd pluginproto.Command) (pluginproto.Result, error) {
+	if len(cmd.Items) > 0 {
+		out := pluginproto.Result{Items: make([]pluginproto.ItemResult, len(cmd.Items))}
+		for i, it := range cmd.Items {
+			res, err := cipherAES(k, pluginproto.Command{Op: cmd.Op, Input: it.Input, IV: it.IV, AAD: it.AAD})
+			out.Items[i] = pluginproto.ItemResult{Output: res.Output, IV: res.IV, Err: err}
+		}
+		return out, nil
+	}
 	if cmd.Op == pluginproto.OpEncrypt {
 		return pluginproto.Result{
 			Output: k.aead.Seal(nil, cmd.IV, cmd.Input, cmd.AAD),

@@ -205,7 +205,7 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 	if err := d.begin(ctx, CallDo, cmd.Op); err != nil {
 		return pluginproto.Result{}, err
 	}
-	service := d.opts.ServiceTime
+	service := d.opts.ServiceTime * time.Duration(max(1, len(cmd.Items)))
 	if d.turn != nil {
 		came := time.Now()
 		select {

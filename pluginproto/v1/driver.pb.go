@@ -1128,7 +1128,8 @@ type Command struct {
 	// What was left until the caller's deadline when the message was made, in
 	// microseconds; 0 when there is no deadline. A duration, so that the clocks of
 	// the two ends need not agree.
-	TimeoutUs     int64 `protobuf:"varint,11,opt,name=timeout_us,json=timeoutUs,proto3" json:"timeout_us,omitempty"`
+	TimeoutUs     int64   `protobuf:"varint,11,opt,name=timeout_us,json=timeoutUs,proto3" json:"timeout_us,omitempty"`
+	Items         []*Item `protobuf:"bytes,12,rep,name=items,proto3" json:"items,omitempty"` // with them, input, iv and aad are empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1240,6 +1241,73 @@ func (x *Command) GetTimeoutUs() int64 {
 	return 0
 }
 
+func (x *Command) GetItems() []*Item {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+type Item struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Input         []byte                 `protobuf:"bytes,1,opt,name=input,proto3" json:"input,omitempty"`
+	Iv            []byte                 `protobuf:"bytes,2,opt,name=iv,proto3" json:"iv,omitempty"`
+	Aad           []byte                 `protobuf:"bytes,3,opt,name=aad,proto3" json:"aad,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Item) Reset() {
+	*x = Item{}
+	mi := &file_driver_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Item) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Item) ProtoMessage() {}
+
+func (x *Item) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Item.ProtoReflect.Descriptor instead.
+func (*Item) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Item) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *Item) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *Item) GetAad() []byte {
+	if x != nil {
+		return x.Aad
+	}
+	return nil
+}
+
 type CommandBatch struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Commands []*Command             `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
@@ -1252,7 +1320,7 @@ type CommandBatch struct {
 
 func (x *CommandBatch) Reset() {
 	*x = CommandBatch{}
-	mi := &file_driver_proto_msgTypes[16]
+	mi := &file_driver_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1332,7 @@ func (x *CommandBatch) String() string {
 func (*CommandBatch) ProtoMessage() {}
 
 func (x *CommandBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[16]
+	mi := &file_driver_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1345,7 @@ func (x *CommandBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandBatch.ProtoReflect.Descriptor instead.
 func (*CommandBatch) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{16}
+	return file_driver_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CommandBatch) GetCommands() []*Command {
@@ -1299,14 +1367,15 @@ type Result struct {
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Output        []byte                 `protobuf:"bytes,2,opt,name=output,proto3" json:"output,omitempty"`
 	Iv            []byte                 `protobuf:"bytes,3,opt,name=iv,proto3" json:"iv,omitempty"`
-	Failure       *Failure               `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"` // with it, output and iv are empty
+	Failure       *Failure               `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"` // with it, all else is empty
+	Items         []*ItemResult          `protobuf:"bytes,5,rep,name=items,proto3" json:"items,omitempty"`     // one for each item of the command, in their order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_driver_proto_msgTypes[17]
+	mi := &file_driver_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1387,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[17]
+	mi := &file_driver_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1400,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{17}
+	return file_driver_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Result) GetId() uint64 {
@@ -1362,6 +1431,73 @@ func (x *Result) GetFailure() *Failure {
 	return nil
 }
 
+func (x *Result) GetItems() []*ItemResult {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+type ItemResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Output        []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	Iv            []byte                 `protobuf:"bytes,2,opt,name=iv,proto3" json:"iv,omitempty"`
+	Failure       *Failure               `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"` // of the caller's class; with it, output and iv are empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ItemResult) Reset() {
+	*x = ItemResult{}
+	mi := &file_driver_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ItemResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ItemResult) ProtoMessage() {}
+
+func (x *ItemResult) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ItemResult.ProtoReflect.Descriptor instead.
+func (*ItemResult) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ItemResult) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *ItemResult) GetIv() []byte {
+	if x != nil {
+		return x.Iv
+	}
+	return nil
+}
+
+func (x *ItemResult) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type ResultBatch struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Results []*Result              `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
@@ -1373,7 +1509,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_driver_proto_msgTypes[18]
+	mi := &file_driver_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1521,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[18]
+	mi := &file_driver_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1534,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{18}
+	return file_driver_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResultBatch) GetResults() []*Result {
@@ -1428,7 +1564,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_driver_proto_msgTypes[19]
+	mi := &file_driver_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1576,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[19]
+	mi := &file_driver_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1589,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{19}
+	return file_driver_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Failure) GetClass() Class {
@@ -1551,7 +1687,7 @@ const file_driver_proto_rawDesc = "" +
 	"\x06object\x18\x03 \x01(\v2\x16.kmsd.driver.v1.ObjectR\x06object\"\x0e\n" +
 	"\fCloseRequest\"\f\n" +
 	"\n" +
-	"CloseReply\"\xbf\x02\n" +
+	"CloseReply\"\xeb\x02\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\"\n" +
 	"\x02op\x18\x02 \x01(\x0e2\x12.kmsd.driver.v1.OpR\x02op\x12\x10\n" +
@@ -1565,15 +1701,26 @@ const file_driver_proto_rawDesc = "" +
 	"\x06length\x18\n" +
 	" \x01(\rR\x06length\x12\x1d\n" +
 	"\n" +
-	"timeout_us\x18\v \x01(\x03R\ttimeoutUs\"a\n" +
+	"timeout_us\x18\v \x01(\x03R\ttimeoutUs\x12*\n" +
+	"\x05items\x18\f \x03(\v2\x14.kmsd.driver.v1.ItemR\x05items\">\n" +
+	"\x04Item\x12\x14\n" +
+	"\x05input\x18\x01 \x01(\fR\x05input\x12\x0e\n" +
+	"\x02iv\x18\x02 \x01(\fR\x02iv\x12\x10\n" +
+	"\x03aad\x18\x03 \x01(\fR\x03aad\"a\n" +
 	"\fCommandBatch\x123\n" +
 	"\bcommands\x18\x01 \x03(\v2\x17.kmsd.driver.v1.CommandR\bcommands\x12\x1c\n" +
-	"\tcancelled\x18\x02 \x03(\x04R\tcancelled\"s\n" +
+	"\tcancelled\x18\x02 \x03(\x04R\tcancelled\"\xa5\x01\n" +
 	"\x06Result\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06output\x18\x02 \x01(\fR\x06output\x12\x0e\n" +
 	"\x02iv\x18\x03 \x01(\fR\x02iv\x121\n" +
-	"\afailure\x18\x04 \x01(\v2\x17.kmsd.driver.v1.FailureR\afailure\"_\n" +
+	"\afailure\x18\x04 \x01(\v2\x17.kmsd.driver.v1.FailureR\afailure\x120\n" +
+	"\x05items\x18\x05 \x03(\v2\x1a.kmsd.driver.v1.ItemResultR\x05items\"g\n" +
+	"\n" +
+	"ItemResult\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\x12\x0e\n" +
+	"\x02iv\x18\x02 \x01(\fR\x02iv\x121\n" +
+	"\afailure\x18\x03 \x01(\v2\x17.kmsd.driver.v1.FailureR\afailure\"_\n" +
 	"\vResultBatch\x120\n" +
 	"\aresults\x18\x01 \x03(\v2\x16.kmsd.driver.v1.ResultR\aresults\x12\x1e\n" +
 	"\n" +
@@ -1646,7 +1793,7 @@ func file_driver_proto_rawDescGZIP() []byte {
 }
 
 var file_driver_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_driver_proto_goTypes = []any{
 	(CloneRole)(0),               // 0: kmsd.driver.v1.CloneRole
 	(Op)(0),                      // 1: kmsd.driver.v1.Op
@@ -1669,14 +1816,16 @@ var file_driver_proto_goTypes = []any{
 	(*CloseRequest)(nil),         // 18: kmsd.driver.v1.CloseRequest
 	(*CloseReply)(nil),           // 19: kmsd.driver.v1.CloseReply
 	(*Command)(nil),              // 20: kmsd.driver.v1.Command
-	(*CommandBatch)(nil),         // 21: kmsd.driver.v1.CommandBatch
-	(*Result)(nil),               // 22: kmsd.driver.v1.Result
-	(*ResultBatch)(nil),          // 23: kmsd.driver.v1.ResultBatch
-	(*Failure)(nil),              // 24: kmsd.driver.v1.Failure
-	nil,                          // 25: kmsd.driver.v1.OpenRequest.SettingsEntry
+	(*Item)(nil),                 // 21: kmsd.driver.v1.Item
+	(*CommandBatch)(nil),         // 22: kmsd.driver.v1.CommandBatch
+	(*Result)(nil),               // 23: kmsd.driver.v1.Result
+	(*ItemResult)(nil),           // 24: kmsd.driver.v1.ItemResult
+	(*ResultBatch)(nil),          // 25: kmsd.driver.v1.ResultBatch
+	(*Failure)(nil),              // 26: kmsd.driver.v1.Failure
+	nil,                          // 27: kmsd.driver.v1.OpenRequest.SettingsEntry
 }
 var file_driver_proto_depIdxs = []int32{
-	25, // 0: kmsd.driver.v1.OpenRequest.settings:type_name -> kmsd.driver.v1.OpenRequest.SettingsEntry
+	27, // 0: kmsd.driver.v1.OpenRequest.settings:type_name -> kmsd.driver.v1.OpenRequest.SettingsEntry
 	2,  // 1: kmsd.driver.v1.OpenReply.mechanisms:type_name -> kmsd.driver.v1.Mechanism
 	7,  // 2: kmsd.driver.v1.ListReply.objects:type_name -> kmsd.driver.v1.Object
 	0,  // 3: kmsd.driver.v1.CloneStepRequest.role:type_name -> kmsd.driver.v1.CloneRole
@@ -1684,33 +1833,36 @@ var file_driver_proto_depIdxs = []int32{
 	1,  // 5: kmsd.driver.v1.Command.op:type_name -> kmsd.driver.v1.Op
 	2,  // 6: kmsd.driver.v1.Command.mechanism:type_name -> kmsd.driver.v1.Mechanism
 	3,  // 7: kmsd.driver.v1.Command.hash:type_name -> kmsd.driver.v1.Hash
-	20, // 8: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
-	24, // 9: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
-	22, // 10: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
-	4,  // 11: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
-	5,  // 12: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
-	8,  // 13: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
-	10, // 14: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
-	11, // 15: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
-	12, // 16: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
-	14, // 17: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
-	16, // 18: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
-	18, // 19: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
-	21, // 20: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
-	6,  // 21: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
-	9,  // 22: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
-	7,  // 23: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
-	7,  // 24: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
-	13, // 25: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
-	15, // 26: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
-	17, // 27: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
-	19, // 28: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
-	23, // 29: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	21, // 8: kmsd.driver.v1.Command.items:type_name -> kmsd.driver.v1.Item
+	20, // 9: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
+	26, // 10: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
+	24, // 11: kmsd.driver.v1.Result.items:type_name -> kmsd.driver.v1.ItemResult
+	26, // 12: kmsd.driver.v1.ItemResult.failure:type_name -> kmsd.driver.v1.Failure
+	23, // 13: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
+	4,  // 14: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
+	5,  // 15: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
+	8,  // 16: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
+	10, // 17: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
+	11, // 18: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
+	12, // 19: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
+	14, // 20: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
+	16, // 21: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
+	18, // 22: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
+	22, // 23: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
+	6,  // 24: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
+	9,  // 25: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
+	7,  // 26: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
+	7,  // 27: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
+	13, // 28: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
+	15, // 29: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
+	17, // 30: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
+	19, // 31: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
+	25, // 32: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
+	24, // [24:33] is the sub-list for method output_type
+	15, // [15:24] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_driver_proto_init() }
@@ -1725,7 +1877,7 @@ func file_driver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_driver_proto_rawDesc), len(file_driver_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -59,7 +59,7 @@ func (d *dispatch) start(how beginning) bool {
 	}
 	var look time.Duration // when to ask what the command needs; 0: never
 	if g.cfg.Hedge && len(g.members) > 1 {
-		look = min(g.hedge.quiet.after, g.hedge.slow[d.effort].after)
+		look = min(g.hedge.quiet.after, g.hedge.slow[d.effort].after*time.Duration(d.items))
 	}
 	g.tasks.Add(1)
 	g.mu.Unlock()
@@ -115,7 +115,7 @@ func (d *dispatch) carry(a *attempt) {
 }
 
 // discard wipes an answer that nobody wants; it may be a plaintext.
-func (a *attempt) discard() { clear(a.res.Output) }
+func (a *attempt) discard() { a.res.Wipe() }
 
 // countOut takes down how an attempt ended and drops its member when it failed.
 func (d *dispatch) countOut(a *attempt) {
@@ -129,10 +129,11 @@ func (d *dispatch) countOut(a *attempt) {
 	g.answerLocked(l, now, a.err)
 	if fromDriver(a.err) {
 		m.commands++
-		m.times.add(took)
-		observe(&m.answers, took)
+		each := took / time.Duration(d.items)
+		m.times.add(each)
+		observe(&m.answers, each)
 		if g.cfg.Hedge && l.stint.ctx.Err() == nil {
-			g.hedge.slow[d.effort].took(took)
+			g.hedge.slow[d.effort].took(each)
 			g.hedge.quiet.took(now.Sub(owes))
 		}
 	}

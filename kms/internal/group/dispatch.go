@@ -28,10 +28,10 @@ func (g *Group) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Re
 		return pluginproto.Result{}, err
 	}
 	d := &dispatch{
-		g: g, ctx: ctx, cmd: copyCommand(cmd), effort: effortOf(cmd),
+		g: g, ctx: ctx, cmd: copyCommand(cmd), effort: effortOf(cmd), items: max(1, len(cmd.Items)),
 		answers: make(chan *attempt), left: make(chan struct{}),
 	}
-	d.cost = g.weigh(commandCosts[d.effort])
+	d.cost = g.weigh(commandCosts[d.effort] * d.items)
 	defer d.cmd.release()
 	defer close(d.left)
 	return d.run()
@@ -44,6 +44,7 @@ type dispatch struct {
 	ctx     context.Context
 	cmd     *sharedCommand
 	effort  effort
+	items   int           // how many of that effort it is
 	cost    int           // what it counts for when a member is chosen
 	answers chan *attempt // from the attempts
 	left    chan struct{} // closed when nobody waits for answers any more
@@ -338,7 +339,11 @@ type sharedCommand struct {
 func copyCommand(cmd pluginproto.Command) *sharedCommand {
 	c := &sharedCommand{Command: cmd}
 	c.users.Store(1)
-	c.bytes = make([]byte, 0, len(cmd.Input)+len(cmd.IV)+len(cmd.AAD)+len(cmd.Signature))
+	size := len(cmd.Input) + len(cmd.IV) + len(cmd.AAD) + len(cmd.Signature)
+	for _, it := range cmd.Items {
+		size += len(it.Input) + len(it.IV) + len(it.AAD)
+	}
+	c.bytes = make([]byte, 0, size)
 	own := func(b []byte) []byte {
 		if b == nil {
 			return nil
@@ -348,6 +353,12 @@ func copyCommand(cmd pluginproto.Command) *sharedCommand {
 		return c.bytes[from:len(c.bytes):len(c.bytes)]
 	}
 	c.Input, c.IV, c.AAD, c.Signature = own(cmd.Input), own(cmd.IV), own(cmd.AAD), own(cmd.Signature)
+	if cmd.Items != nil {
+		c.Items = make([]pluginproto.Item, len(cmd.Items))
+		for i, it := range cmd.Items {
+			c.Items[i] = pluginproto.Item{Input: own(it.Input), IV: own(it.IV), AAD: own(it.AAD)}
+		}
+	}
 	return c
 }
 

@@ -94,7 +94,7 @@ func (d *dispatch) waits(now time.Time) (what need, again time.Duration) {
 	g := d.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	slow := g.hedge.slow[d.effort].after
+	slow := g.hedge.slow[d.effort].after * time.Duration(d.items)
 	what, again = needAway, g.hedge.quiet.after
 	for _, a := range d.live {
 		if a == nil || a.gone == nil { // nil: it is known to be silent

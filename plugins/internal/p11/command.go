@@ -24,6 +24,7 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 	cmd.IV = slices.Clone(cmd.IV)
 	cmd.AAD = slices.Clone(cmd.AAD)
 	cmd.Signature = slices.Clone(cmd.Signature)
+	cmd.Items = cloneItems(cmd.Items)
 	var l *lane
 	var run func(*session, pluginproto.Command) (pluginproto.Result, error)
 	switch {
@@ -46,10 +47,31 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 			return err
 		})
 		if cmd.Op == pluginproto.OpEncrypt && (err == nil || !isGone(err)) {
-			clear(cmd.Input)
+			cmd.Wipe()
 		}
 		return out, err
 	})
+}
+
+// cloneItems copies items with all their bytes.
+func cloneItems(items []pluginproto.Item) []pluginproto.Item {
+	if len(items) == 0 {
+		return nil
+	}
+	size := 0
+	for _, it := range items {
+		size += len(it.Input) + len(it.IV) + len(it.AAD)
+	}
+	buf := make([]byte, 0, size)
+	own := func(b []byte) []byte {
+		buf = append(buf, b...)
+		return buf[len(buf)-len(b) : len(buf) : len(buf)]
+	}
+	out := make([]pluginproto.Item, len(items))
+	for i, it := range items {
+		out[i] = pluginproto.Item{Input: own(it.Input), IV: own(it.IV), AAD: own(it.AAD)}
+	}
+	return out
 }
 
 func opName(op pluginproto.Op) string {
@@ -104,18 +126,41 @@ func (s *session) gcm(cmd pluginproto.Command) (pluginproto.Result, error) {
 	if err != nil {
 		return pluginproto.Result{}, err
 	}
-	if cmd.Op == pluginproto.OpEncrypt {
-		out, iv, err := s.seal(k.use, cmd.IV, cmd.AAD, cmd.Input)
-		return pluginproto.Result{Output: out, IV: iv}, fail(opName(cmd.Op), err)
+	if len(cmd.Items) == 0 {
+		out, iv, err := s.gcmOne(k, cmd.Op, pluginproto.Item{Input: cmd.Input, IV: cmd.IV, AAD: cmd.AAD})
+		return pluginproto.Result{Output: out, IV: iv}, err
 	}
-	out, err := s.open(k.use, cmd.IV, cmd.AAD, cmd.Input)
+	res := pluginproto.Result{Items: make([]pluginproto.ItemResult, len(cmd.Items))}
+	for i, it := range cmd.Items {
+		s.job.expect(shortStep)
+		out, iv, err := s.gcmOne(k, cmd.Op, it)
+		if err != nil && !isCorrupt(err) {
+			res.Wipe()
+			return pluginproto.Result{}, err // it is none of the item's
+		}
+		res.Items[i] = pluginproto.ItemResult{Output: out, IV: iv, Err: err}
+	}
+	return res, nil
+}
+
+func isCorrupt(err error) bool {
+	e, ok := errors.AsType[*pluginproto.Error](err)
+	return ok && e.Class == pluginproto.ClassCaller && e.CKR == pluginproto.CKREncryptedDataInvalid
+}
+
+func (s *session) gcmOne(k *cachedKey, op pluginproto.Op, it pluginproto.Item) (out, iv []byte, err error) {
+	if op == pluginproto.OpEncrypt {
+		out, iv, err = s.seal(k.use, it.IV, it.AAD, it.Input)
+		return out, iv, fail(opName(op), err)
+	}
+	out, err = s.open(k.use, it.IV, it.AAD, it.Input)
 	if s.ambiguous(err) {
-		out, err = s.open(k.use, cmd.IV, cmd.AAD, cmd.Input)
+		out, err = s.open(k.use, it.IV, it.AAD, it.Input)
 	}
 	if err != nil {
-		return pluginproto.Result{}, s.explainTag(err)
+		return nil, nil, s.explainTag(err)
 	}
-	return pluginproto.Result{Output: out, IV: cmd.IV}, nil
+	return out, it.IV, nil
 }
 
 func (s *session) seal(key pkcs11.ObjectHandle, iv, aad, plaintext []byte) (out, used []byte, err error) {
