@@ -117,10 +117,40 @@ func (j *janitor) destroyDue(ctx context.Context) error {
 	for _, name := range j.due(destroyTime) {
 		ctx, cancel := context.WithTimeout(ctx, choreTimeout)
 		_, err := j.kms.destroyNow(ctx, j.g, name, isDue)
+		if errors.Is(err, errNeeded) {
+			err = j.keepNeeded(ctx, name)
+		}
 		cancel()
 		failures = append(failures, err)
 	}
 	return errors.Join(failures...)
+}
+
+// keepNeeded brings back what should be destroyed now though data keys need it. That is
+// what a crash can leave, see [KMS.ChangeVersion].
+func (j *janitor) keepNeeded(ctx context.Context, name string) error {
+	key, err := j.kms.ring.get(name)
+	if err != nil {
+		return err
+	}
+	for _, v := range key.rec.Versions {
+		if !isDue(v) {
+			continue
+		}
+		why := j.kms.mustBeUnused(ctx, key.rec, []int{v.Number})
+		if why == nil {
+			continue // the next round destroys it
+		}
+		if !errors.Is(why, errNeeded) {
+			return why
+		}
+		if _, err := j.kms.bringBack(ctx, name, v.Number, api.ActionRestore); err != nil {
+			return err
+		}
+		j.log.Warn("kept a version that was to be destroyed now", "key", name, "version", v.Number, "reason", why)
+		j.kms.events.publish(api.Event{Type: api.EventKey, Group: j.g.name, Key: name, To: "version_kept", Cause: why.Error(), Alarm: true})
+	}
+	return nil
 }
 
 // rotateDue makes the next version of keys whose newest is old enough, or has wrapped

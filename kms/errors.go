@@ -16,6 +16,9 @@ import (
 // errClosed is what every call gets after Close.
 var errClosed = errors.New("the key management service is closed")
 
+// errNeeded is the cause of the refusal to take a version out of use.
+var errNeeded = errors.New("a data key needs the version")
+
 // translate turns what any part of this package has met into the error that its
 // user sees. doing names the operation as a gerund and its thing: "wrapping with
 // key shop". It is the only place where a class of driver errors, a catalog error or

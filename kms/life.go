@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -104,31 +105,25 @@ func switchState(rec *catalog.Key, from, to catalog.State) error {
 }
 
 // Destroy schedules the destruction of every version that lives, or destroys them
-// now when the window is zero. Doing it again sets the time anew.
+// now when the window is zero. Doing it again sets the time anew. It is refused while a
+// data key needs one of them.
 func (k *KMS) Destroy(ctx context.Context, name string, window time.Duration) (Key, error) {
-	if window == 0 {
-		return k.destroyAll(ctx, name)
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	cached, err := k.ring.get(name)
+	if err != nil {
+		return Key{}, err
 	}
-	if window < 0 {
-		window = defaultWindow
+	var rec catalog.Key
+	if window == 0 && len(cached.rec.Databases) == 0 {
+		rec, err = k.destroyAll(ctx, name)
+	} else {
+		rec, err = k.destroyVersions(ctx, name, window, everyVersion, "destroy_scheduled")
 	}
-	return k.modify(ctx, name, "destroy_scheduled", func(rec *catalog.Key) error {
-		if stateOf(*rec) == catalog.Destroyed {
-			return stateError("", "key %s is destroyed already", name)
-		}
-		at := now().Add(window)
-		for i := range rec.Versions {
-			v := &rec.Versions[i]
-			if !living(*v) {
-				continue
-			}
-			if v.State != catalog.DestroyScheduled {
-				v.Before = v.State
-			}
-			v.State, v.DestroyAt = catalog.DestroyScheduled, &at
-		}
-		return nil
-	})
+	if err != nil {
+		return Key{}, translate("destroying key "+strconv.Quote(name), err)
+	}
+	return k.keyToAPI(rec), nil
 }
 
 // Restore takes a scheduled destruction back.
@@ -166,11 +161,9 @@ func (k *KMS) modify(ctx context.Context, name, what string, change func(*catalo
 	return k.keyToAPI(rec), nil
 }
 
-// destroyAll destroys every version of a key now.
-func (k *KMS) destroyAll(ctx context.Context, name string) (Key, error) {
-	ctx, cancel := begin(ctx)
-	defer cancel()
-	rec, err := detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
+// destroyAll destroys every version of a key now, in one step.
+func (k *KMS) destroyAll(ctx context.Context, name string) (catalog.Key, error) {
+	return detached(ctx, k, func(ctx context.Context) (catalog.Key, error) {
 		cached, err := k.ring.get(name)
 		if err != nil {
 			return catalog.Key{}, err
@@ -179,15 +172,11 @@ func (k *KMS) destroyAll(ctx context.Context, name string) (Key, error) {
 		if err != nil {
 			return catalog.Key{}, err
 		}
-		if stateOf(cached.rec) == catalog.Destroyed {
-			return catalog.Key{}, stateError("", "key %s is destroyed already", name)
+		if _, err := everyVersion(&cached.rec); err != nil {
+			return catalog.Key{}, err
 		}
 		return k.destroyNow(ctx, g, name, living)
 	})
-	if err != nil {
-		return Key{}, translate("destroying key "+strconv.Quote(name), err)
-	}
-	return k.keyToAPI(rec), nil
 }
 
 // destroyNow destroys the versions that doomed picks. It is certain when the
@@ -214,13 +203,15 @@ func (k *KMS) destroyNow(ctx context.Context, g *keyGroup, name string, doomed f
 }
 
 // entomb writes in one step that versions are destroyed and where that is to be
-// carried out, again while somebody else is faster.
+// carried out, again while somebody else is faster. It refuses what a data key needs; a
+// version that is not enabled gets no new ones, as long as the record stays as it is.
 func (k *KMS) entomb(ctx context.Context, g *keyGroup, name string, doomed func(catalog.Version) bool) (catalog.Key, []pluginproto.KeyID, error) {
 	for {
 		rec, err := k.catalog.Key(ctx, name)
 		if err != nil {
 			return catalog.Key{}, nil, err
 		}
+		var numbers []int
 		var ids []pluginproto.KeyID
 		var tombs []catalog.Tombstone
 		at := now()
@@ -229,6 +220,10 @@ func (k *KMS) entomb(ctx context.Context, g *keyGroup, name string, doomed func(
 			if !living(*v) || !doomed(*v) {
 				continue
 			}
+			if v.State == catalog.Enabled && len(rec.Databases) > 0 {
+				return catalog.Key{}, nil, fmt.Errorf("key %s has got a database meanwhile: %w", name, catalog.ErrConflict)
+			}
+			numbers = append(numbers, v.Number)
 			id, err := pluginproto.ParseKeyID(v.Identity)
 			if err != nil {
 				return catalog.Key{}, nil, err
@@ -242,6 +237,9 @@ func (k *KMS) entomb(ctx context.Context, g *keyGroup, name string, doomed func(
 		}
 		if len(ids) == 0 {
 			return rec, nil, nil // restored meanwhile
+		}
+		if err := k.mustBeUnused(ctx, rec, numbers); err != nil {
+			return catalog.Key{}, nil, err
 		}
 		rec, _, err = k.catalog.Entomb(ctx, rec, tombs)
 		if errors.Is(err, catalog.ErrConflict) && ctx.Err() == nil {
