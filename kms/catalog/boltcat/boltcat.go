@@ -102,6 +102,9 @@ func openFile(path string) (_ *bolt.DB, err error) {
 	db, err := bolt.Open(path, 0o600, options(open))
 	switch {
 	case err == nil:
+		if err := sameFile(file, path); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
 		return db, nil
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s has it; use that kmsd (kmsd ... --addr) or stop it", catalog.ErrInUse, holder(path))
@@ -110,6 +113,23 @@ func openFile(path string) (_ *bolt.DB, err error) {
 	default:
 		return nil, err
 	}
+}
+
+// sameFile makes sure that what was opened and locked is still what stands at path: a
+// restore may have put another catalog there while this one waited for the lock.
+func sameFile(f *os.File, path string) error {
+	ours, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(ours, now) {
+		return fmt.Errorf("%w: another catalog was put in its place just now; try again", catalog.ErrInUse)
+	}
+	return nil
 }
 
 func options(open func(string, int, os.FileMode) (*os.File, error)) *bolt.Options {
