@@ -32,6 +32,7 @@ var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 // check looks at everything that can be told without starting a driver.
 func (cfg *Config) check(c *collector, opts Options) {
 	cfg.checkListen(c)
+	cfg.checkVault(c)
 	cfg.checkFiles(c)
 	if len(cfg.Groups) == 0 {
 		c.check("groups", "missing; kmsd needs at least one group of HSMs")

@@ -32,6 +32,7 @@ type Config struct {
 	Catalog   Catalog `koanf:"catalog"`
 	DriverDir string  `koanf:"driver_dir" kind:"path"`
 	Groups    []Group `koanf:"groups"`
+	Vault     Vault   `koanf:"vault"`
 	Auth      Auth    `koanf:"auth"`
 	Audit     Audit   `koanf:"audit"`
 	Log       Log     `koanf:"log"`

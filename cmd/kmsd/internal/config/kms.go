@@ -14,7 +14,7 @@ import (
 
 // KMS says the configuration in the words of package kms.
 func (cfg *Config) KMS(store catalog.Store, log hclog.Logger) kms.Config {
-	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log, Enlist: cfg.Enlist, Insecure: cfg.insecure()}
+	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log, Enlist: cfg.Enlist, Formats: cfg.Vault.formats(), Insecure: cfg.insecure()}
 	for _, g := range cfg.Groups {
 		out.Groups = append(out.Groups, cfg.group(g))
 	}
@@ -69,7 +69,7 @@ func (cfg *Config) member(m Member) kms.MemberConfig {
 // wrong with the whole file, nothing of it is run.
 func (cfg *Config) Sound() *Config {
 	out := *cfg
-	out.Groups = nil
+	out.Groups, out.Vault = nil, Vault{}
 	if slices.ContainsFunc(cfg.faults, func(f Fault) bool { return f.Path == "" }) || cfg.faults.Has("driver_dir") {
 		return &out
 	}

@@ -161,14 +161,14 @@ type leaf struct {
 	kind string // "path" or ""
 }
 
-// leaves returns the values outside of lists of structs. :: variable → leaf
+// leaves returns the values outside of lists of structs and of maps. :: variable → leaf
 func leaves(t reflect.Type, path string, out map[string]leaf) map[string]leaf {
 	for f := range fields(t) {
 		at := join(path, f.Tag.Get("koanf"))
 		switch {
 		case f.Type.Kind() == reflect.Struct:
 			leaves(f.Type, at, out)
-		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() != reflect.String:
+		case f.Type.Kind() == reflect.Map, f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() != reflect.String:
 		default:
 			name := "KMSD_" + strings.ToUpper(strings.ReplaceAll(at, ".", "_"))
 			out[name] = leaf{path: at, typ: f.Type, kind: f.Tag.Get("kind")}
@@ -246,7 +246,7 @@ func resolve(v reflect.Value, dir string) {
 			for i := range fv.Len() {
 				resolve(fv.Index(i), dir)
 			}
-		case fv.Kind() == reflect.Map:
+		case fv.Kind() == reflect.Map && fv.Type().Elem().Kind() == reflect.String:
 			for key, val := range fv.Seq2() {
 				if s := val.String(); strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../") {
 					fv.SetMapIndex(key, reflect.ValueOf(within(dir, s)))

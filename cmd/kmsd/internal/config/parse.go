@@ -112,7 +112,11 @@ func (c *collector) mapping(n *yaml.Node, t reflect.Type, path string) any {
 			c.note(at, origin{line: key.Line})
 			c.add(at, "given twice")
 		default:
-			if v := c.value(val, elem, at); v != nil {
+			v := c.value(val, elem, at)
+			if v == nil && t.Kind() == reflect.Map && elem.Kind() == reflect.Struct {
+				v = map[string]any{} // its name alone says that it is meant to be there
+			}
+			if v != nil {
 				out[key.Value] = v
 			}
 			// An empty or nested value is best looked for at its key.
