@@ -45,6 +45,8 @@ type Options struct {
 	// Listeners are addresses of the configuration that are open already. Run
 	// closes them.
 	Listeners map[string]net.Listener
+	// Databases are made when they are not there yet. :: name → its master key
+	Databases map[string]string
 	// Log gets the log, in JSON unless it is a terminal.
 	Log io.Writer
 	// Ready is called once, when kmsd answers, with the addresses that it serves.
@@ -108,10 +110,16 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	s := &server{opts: opts, log: log, service: service, started: cfg, current: current, doors: doors, handler: handler, auth: principals, audit: trail}
-	if doors.tcp() {
+	if doors.tcp() || cfg.Vault.Listen != "" {
 		if s.certs, err = newCertificates(cfg.TLS); err != nil {
 			return err
 		}
+	}
+	s.vault, err = s.newVault(log.Named("vault"), func(action, outcome string, took time.Duration) {
+		numbers.Observe(action, outcome, 0, nil, took)
+	})
+	if err != nil {
+		return err
 	}
 	return s.run(ctx, hup)
 }
@@ -126,20 +134,35 @@ type server struct {
 	doors   doors
 	handler *httpapi.Handler
 	certs   *certificates // nil without a TCP listener
+	vault   *vault        // nil: databases have no listener
 	auth    *auth.Auth
 	audit   *audit.Log
 }
 
 func (s *server) run(ctx context.Context, hup <-chan os.Signal) error {
 	tasks, ctx := errgroup.WithContext(ctx)
+	// Databases are sent away first: they have keys in memory to go on with.
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	if s.vault != nil {
+		tasks.Go(func() error { return s.vault.gate.run(ctx, stop) })
+	} else {
+		defer context.AfterFunc(ctx, stop)()
+	}
 	for _, d := range s.doors {
-		tasks.Go(func() error { return s.serve(ctx, d) })
+		tasks.Go(func() error { return s.serve(serving, d) })
 	}
 	tasks.Go(func() error { return s.reloads(ctx, hup) })
 	if s.certs != nil {
 		tasks.Go(func() error { return s.certs.watch(ctx, s.log) })
 	}
 	tasks.Go(func() error {
+		s.makeDatabases(ctx)
+		if s.vault != nil {
+			if err := s.vault.gate.await(ctx); err != nil {
+				s.log.Warn("databases cannot be served yet", "error", err)
+			}
+		}
 		s.log.Info("ready", "version", version(), "listen", s.doors.addrs())
 		if s.opts.Ready == nil {
 			return nil
@@ -148,6 +171,9 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) error {
 	})
 	err := tasks.Wait()
 	s.handler.Flush()
+	if s.vault != nil {
+		s.vault.handler.Flush()
+	}
 	s.log.Info("drained; closing")
 	return err
 }

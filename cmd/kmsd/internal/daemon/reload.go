@@ -48,6 +48,7 @@ func (s *server) reloadConfig(ctx context.Context) error {
 	}
 	s.log.SetLevel(level(next.Log.Level))
 	s.current.cfg.Store(next)
+	s.vault.follow(next.Vault)
 	s.recordMembers(old, next)
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
@@ -57,6 +58,7 @@ func (s *server) reloadConfig(ctx context.Context) error {
 	}
 	if err != nil {
 		s.current.cfg.Store(old)
+		s.vault.follow(old.Vault)
 	}
 	return err
 }
@@ -121,6 +123,7 @@ func fixed(old, next *config.Config) []string {
 	}{
 		{"listen", old.Listen, next.Listen},
 		{"tls", old.TLS, next.TLS},
+		{"vault.listen", old.Vault.Listen, next.Vault.Listen},
 		{"catalog", old.Catalog, next.Catalog},
 		{"driver_dir", old.DriverDir, next.DriverDir},
 		{"auth", old.Auth, next.Auth},
