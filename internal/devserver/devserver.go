@@ -33,6 +33,9 @@ type Env struct {
 	Addr   string // https://host:port
 	CACert string // path of a PEM file
 	Token  string
+
+	VaultAddr  string // https://host:port for databases; "" when there is none
+	VaultToken string
 }
 
 // Server is a running kmsd.
@@ -179,7 +182,10 @@ func ReadEnv(path string) (Env, error) {
 			vars[name] = strings.Trim(value, `'"`)
 		}
 	}
-	env := Env{Addr: vars["KMSD_ADDR"], CACert: vars["KMSD_CACERT"], Token: vars["KMSD_TOKEN"]}
+	env := Env{
+		Addr: vars["KMSD_ADDR"], CACert: vars["KMSD_CACERT"], Token: vars["KMSD_TOKEN"],
+		VaultAddr: vars["KMSD_VAULT_ADDR"], VaultToken: vars["KMSD_VAULT_TOKEN"],
+	}
 	if env.Addr == "" || env.CACert == "" || env.Token == "" {
 		return Env{}, fmt.Errorf("%s lacks KMSD_ADDR, KMSD_CACERT or KMSD_TOKEN", path)
 	}

@@ -64,6 +64,7 @@ func (s *session) runDev(ctx context.Context, opts dev.Options, logLevel string)
 			return config.Load(site.Config, config.Options{Dev: true, Environ: []string{"KMSD_LOG_LEVEL=" + logLevel}})
 		},
 		Listeners: site.Listeners,
+		Databases: site.Databases(),
 		Log:       s.Err,
 		Ready: func([]string) error {
 			if err := site.Announce(); err != nil {

@@ -14,7 +14,7 @@
 //	ca.pem ca.key                    signs the others
 //	server.pem .key, client.pem .key
 //	domain                           secret that all tokens share
-//	admin.token                      the token of env.sh; tokens.yaml has its hash
+//	admin.token, vault.token         the tokens of env.sh; tokens.yaml has their hashes
 //	tokens.yaml policies.yaml        who may do what; edit them and send SIGHUP
 //	hsm-a.pin, .so-pin, .conf        of the first HSM, and so on
 //	tokens/hsm-a/                    its token
@@ -57,13 +57,16 @@ type Site struct {
 	Config  string // path of kmsd.yaml
 	Members []string
 	Addr    string // https://HOST:PORT, as clients reach it
+	// VaultAddr is the same for databases that take their keys from a Vault.
+	VaultAddr string
 
 	// Listeners are open for the addresses in the configuration, so that nobody can
 	// take a free port between its choice and its use.
 	Listeners map[string]net.Listener
 
-	opts Options
-	lock *os.File // of the directory, for as long as it is open
+	opts        Options
+	vaultListen string   // https://HOST:PORT, as kmsd listens
+	lock        *os.File // of the directory, for as long as it is open
 }
 
 // Prepare makes or finishes the directory.
@@ -141,21 +144,21 @@ func (s *Site) openListener() error {
 	if err != nil {
 		return err
 	}
-	if addr.IP.IsUnspecified() || host == "" {
-		host = "127.0.0.1"
-	}
-	s.Addr = "https://" + net.JoinHostPort(host, fmt.Sprint(addr.Port))
-	return nil
+	s.Addr = "https://" + net.JoinHostPort(reachable(host, addr.IP), fmt.Sprint(addr.Port))
+	return s.chooseVaultAddr(host)
 }
 
-// makePrincipals makes the administrator's token, and the files that let it in.
+// makePrincipals makes the tokens of the administrator and of the database, and the files
+// that let them in.
 func (s *Site) makePrincipals() error {
-	err := s.once("admin.token", func() ([]byte, error) {
-		token, _ := auth.NewToken()
-		return []byte(token + "\n"), nil
-	})
-	if err != nil {
-		return err
+	for _, name := range []string{"admin.token", "vault.token"} {
+		err := s.once(name, func() ([]byte, error) {
+			token, _ := auth.NewToken()
+			return []byte(token + "\n"), nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if err := s.once("tokens.yaml", s.tokensYAML); err != nil {
 		return err
@@ -202,11 +205,17 @@ func (s *Site) Announce() error {
 	if err != nil {
 		return err
 	}
+	vaultToken, err := os.ReadFile(s.path("vault.token"))
+	if err != nil {
+		return err
+	}
 	var b bytes.Buffer
 	for _, v := range []struct{ name, value string }{
 		{"KMSD_ADDR", s.Addr},
 		{"KMSD_CACERT", s.path("ca.pem")},
 		{"KMSD_TOKEN", strings.TrimSpace(string(token))},
+		{"KMSD_VAULT_ADDR", s.VaultAddr},
+		{"KMSD_VAULT_TOKEN", strings.TrimSpace(string(vaultToken))},
 	} {
 		fmt.Fprintf(&b, "export %s=%s\n", v.name, quote(v.value))
 	}

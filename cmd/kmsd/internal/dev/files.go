@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"kmsd/cmd/kmsd/internal/config"
+	"kmsd/kms/api"
 )
 
 // clientName is the common name of the client certificate.
@@ -23,25 +24,44 @@ policies:
   admin:
     - actions: ["*"]
       keys: ["*"]
+  shop-database:
+    - actions: [named-get, named-list, named-put]
+      keys: [shop]
 `
 
 func (s *Site) tokensYAML() ([]byte, error) {
-	token, err := os.ReadFile(s.path("admin.token"))
+	admin, err := s.tokenSum("admin.token")
 	if err != nil {
 		return nil, err
 	}
-	defer clear(token)
-	sum := sha256.Sum256(bytes.TrimSpace(token))
+	database, err := s.tokenSum("vault.token")
+	if err != nil {
+		return nil, err
+	}
 	return fmt.Appendf(nil, `# Who may come in. kill -HUP makes kmsd read this anew.
 tokens:
   - name: admin
     sha256: %s
     policies: [admin]
+  - name: shop-database
+    sha256: %s
+    policies: [shop-database]
 certificates:
   - name: dev-client
     common_name: %s
     policies: [admin]
-`, hex.EncodeToString(sum[:]), clientName), nil
+`, admin, database, clientName), nil
+}
+
+// tokenSum is what tokens.yaml says of the token in a file.
+func (s *Site) tokenSum(name string) (string, error) {
+	token, err := os.ReadFile(s.path(name))
+	if err != nil {
+		return "", err
+	}
+	defer clear(token)
+	sum := sha256.Sum256(bytes.TrimSpace(token))
+	return hex.EncodeToString(sum[:]), nil
 }
 
 const configHead = `# Written by kmsd dev at every start: changes made here are lost. Copy the file,
@@ -62,6 +82,10 @@ func (s *Site) writeConfig() error {
 		SHA256   string            `yaml:"sha256"`
 		PIN      file              `yaml:"pin"`
 		Settings map[string]string `yaml:"settings"`
+	}
+	type vault struct {
+		Listen string          `yaml:"listen"`
+		Mounts map[string]file `yaml:"mounts"`
 	}
 	type group struct {
 		Name    string   `yaml:"name"`
@@ -91,6 +115,7 @@ func (s *Site) writeConfig() error {
 		DriverDir string          `yaml:"driver_dir"`
 		Auth      file            `yaml:"auth"`
 		Audit     file            `yaml:"audit"`
+		Vault     vault           `yaml:"vault"`
 		Groups    []group         `yaml:"groups"`
 	}{
 		Listen:    listen,
@@ -99,6 +124,7 @@ func (s *Site) writeConfig() error {
 		DriverDir: s.opts.DriverDir,
 		Auth:      file{"tokens": s.path("tokens.yaml"), "policies": s.path("policies.yaml")},
 		Audit:     file{"file": s.path("audit.jsonl")},
+		Vault:     vault{Listen: s.vaultListen, Mounts: map[string]file{vaultMount: {"database": vaultDatabase, "format": api.FormatMariaDB}}},
 		Groups:    []group{g},
 	}
 	text, err := yaml.Marshal(conf)
