@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-hclog"
+
+	"kmsd/kms/api"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 // checked returns a copy of c with its zero values replaced, or all its faults at
 // once.
 func (c Config) checked() (Config, error) {
-	c.Groups = slices.Clone(c.Groups)
+	c.Groups, c.Formats = slices.Clone(c.Groups), maps.Clone(c.Formats)
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -41,6 +43,11 @@ func (c Config) checked() (Config, error) {
 		seen[g.Name] = true
 		for _, fault := range g.faults(c.Insecure, c.DriverDir) {
 			faults = append(faults, fmt.Errorf("group %q: %w", g.Name, fault))
+		}
+	}
+	for _, database := range slices.Sorted(maps.Keys(c.Formats)) {
+		if f := c.Formats[database]; f != "" && f != api.FormatMariaDB {
+			faults = append(faults, fmt.Errorf("database %q: there is no format %q", database, f))
 		}
 	}
 	return c, errors.Join(faults...)

@@ -14,7 +14,8 @@ func toAPI(rec catalog.Key) api.Key {
 	k := api.Key{
 		Name: rec.Name, Group: rec.Group, Type: rec.Type, State: api.State(stateOf(rec)),
 		MinCopies: rec.MinCopies, RotationPeriod: api.Duration(rec.RotationPeriod), Created: rec.Created,
-		Versions: make([]api.Version, len(rec.Versions)),
+		Databases: slices.Clone(rec.Databases),
+		Versions:  make([]api.Version, len(rec.Versions)),
 	}
 	for i, v := range rec.Versions {
 		k.Versions[i] = api.Version{
@@ -33,6 +34,31 @@ func toAPI(rec catalog.Key) api.Key {
 	return k
 }
 
+// namedToAPI returns a version of a data key as users see it, without its plaintext.
+func namedToAPI(dk catalog.DataKey, v catalog.DataVersion) api.NamedKey {
+	named := api.NamedKey{
+		Database: dk.Database, Version: v.Number, Newest: dk.Number, Created: v.Created, First: dk.First,
+		Deleted: copyTime(v.Deleted), Object: v.Object, Master: v.Master,
+	}
+	named.ID, named.Raw = api.ShowID(dk.ID)
+	return named
+}
+
+// databaseToAPI returns a database as users see it, but for the number of its data keys.
+func (k *KMS) databaseToAPI(db catalog.Database) (api.Database, error) {
+	master, err := k.masterNamed(db.Name, db.Key)
+	if err != nil {
+		return api.Database{}, err
+	}
+	shown := api.Database{
+		Name: db.Name, Key: db.Key, Group: master.rec.Group, Format: k.formats[db.Name], Created: db.Created, Job: db.Job,
+	}
+	if master.primary >= 0 {
+		shown.Version = master.rec.Versions[master.primary].Number
+	}
+	return shown, nil
+}
+
 func copyTime(t *time.Time) *time.Time {
 	if t == nil {
 		return nil
@@ -43,7 +69,7 @@ func copyTime(t *time.Time) *time.Time {
 
 // cloneRecord returns a copy that may be changed.
 func cloneRecord(rec catalog.Key) catalog.Key {
-	rec.Versions = slices.Clone(rec.Versions)
+	rec.Versions, rec.Databases = slices.Clone(rec.Versions), slices.Clone(rec.Databases)
 	for i := range rec.Versions {
 		rec.Versions[i].Copies = slices.Clone(rec.Versions[i].Copies)
 	}

@@ -30,6 +30,8 @@ type KMS struct {
 	catalog *catalog.Catalog
 	ring    *keyring
 	enlist  func(group string, spec api.MemberSpec) (MemberConfig, error) // nil: nobody joins at run time
+	formats map[string]string                                             // :: database → Config.Formats
+	masters sync.Map                                                      // :: database → name of its master key, for those that were met
 
 	connector *connector
 	events    *hub
@@ -65,7 +67,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 	}
 	k := &KMS{
 		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(cfg.wraps.orDefault()), events: newHub(cfg.Logger),
-		enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)),
+		enlist: cfg.Enlist, formats: cfg.Formats, byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {

@@ -1,35 +1,214 @@
 package kms
 
 import (
+	"cmp"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
 
 	"kmsd/kms/api"
+	"kmsd/kms/catalog"
 )
 
-// PutNamedKey makes the first or the next version of a data key.
-func (k *KMS) PutNamedKey(ctx context.Context, database, id string, put api.NamedKeyPut) (api.NamedKey, error) {
-	return api.NamedKey{}, errNotYet
+// dataKeyAAD is what the envelope of a version of a data key is bound to, so that it
+// unwraps in its own place only:
+//
+//	"kmsd data key 1" 0 | length, database | length, ID | version (4 bytes, big endian) | 1 for an object, else 0
+//
+// A length is one byte. What callers of Wrap bind is theirs to choose, so an envelope of
+// theirs may say the same; but it cannot be put into the catalog.
+func dataKeyAAD(database, id string, version int, object bool) []byte {
+	const domain = "kmsd data key 1\x00"
+	aad := make([]byte, 0, len(domain)+len(database)+len(id)+7)
+	aad = append(aad, domain...)
+	aad = append(append(aad, byte(len(database))), database...)
+	aad = append(append(aad, byte(len(id))), id...)
+	aad = binary.BigEndian.AppendUint32(aad, uint32(version))
+	if object {
+		return append(aad, 1)
+	}
+	return append(aad, 0)
 }
 
-// RotateNamedKey makes the next version of a data key in an HSM.
-func (k *KMS) RotateNamedKey(ctx context.Context, database, id string) (api.NamedKey, error) {
-	return api.NamedKey{}, errNotYet
+// ofDataKey says in errors which data key is meant.
+func ofDataKey(database, id string) string {
+	return "data key " + strconv.Quote(id) + " of database " + strconv.Quote(database)
 }
 
-// NamedKey returns a version of a data key.
+// NamedKey returns a version of a data key, 0 for the newest. The caller wipes its
+// plaintext.
 func (k *KMS) NamedKey(ctx context.Context, database, id string, version int) (api.NamedKey, error) {
-	return api.NamedKey{}, errNotYet
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	named, err := k.namedKey(ctx, database, id, version)
+	return named, translate("reading "+ofDataKey(database, id), err)
+}
+
+func (k *KMS) namedKey(ctx context.Context, database, id string, version int) (api.NamedKey, error) {
+	if version < 0 {
+		return api.NamedKey{}, badRequest("version %d was asked for, want 1 or more, or 0 for the newest", version)
+	}
+	dk, err := k.readDataKey(ctx, database, id)
+	if err != nil {
+		return api.NamedKey{}, err
+	}
+	v := dk.DataVersion
+	if version != 0 && version != v.Number {
+		if v, err = k.readOldVersion(ctx, dk, version); err != nil {
+			return api.NamedKey{}, err
+		}
+	}
+	if v.Deleted != nil {
+		return api.NamedKey{}, deleted(dk, v)
+	}
+	master, err := k.masterOf(ctx, database) // after the record: it knows every version that was used before
+	if err != nil {
+		return api.NamedKey{}, err
+	}
+	plaintext, err := k.unwrapDataKey(ctx, master, dk, v)
+	if err != nil {
+		return api.NamedKey{}, err
+	}
+	named := namedToAPI(dk, v)
+	named.Plaintext = plaintext
+	return named, nil
+}
+
+// readDataKey returns the record of a data key. That there is none is certain.
+func (k *KMS) readDataKey(ctx context.Context, database, id string) (catalog.DataKey, error) {
+	if err := cmp.Or(api.CheckDatabaseName(database), api.CheckNamedKeyID(id)); err != nil {
+		return catalog.DataKey{}, err
+	}
+	dk, err := k.catalog.DataKey(ctx, database, id)
+	if !errors.Is(err, catalog.ErrNotFound) {
+		return dk, err
+	}
+	if _, err := k.masterOf(ctx, database); err != nil {
+		return catalog.DataKey{}, err
+	}
+	return catalog.DataKey{}, api.NewError(api.CodeNotFound, fmt.Sprintf("database %q has no data key %q", database, id), nil)
+}
+
+// readOldVersion returns a version that is not the newest. A number below the newest is
+// there: versions have no gaps and are kept for ever.
+func (k *KMS) readOldVersion(ctx context.Context, dk catalog.DataKey, version int) (catalog.DataVersion, error) {
+	if version > dk.Number {
+		return catalog.DataVersion{}, api.NewError(api.CodeNotFound,
+			fmt.Sprintf("%s has no version %d, the newest is %d", ofDataKey(dk.Database, dk.ID), version, dk.Number), nil)
+	}
+	old, err := k.catalog.OldVersion(ctx, dk.Database, dk.ID, version)
+	return old.DataVersion, err
+}
+
+func deleted(dk catalog.DataKey, v catalog.DataVersion) error {
+	e := api.NewError(api.CodeNotFound, fmt.Sprintf("version %d of %s was deleted at %s",
+		v.Number, ofDataKey(dk.Database, dk.ID), v.Deleted.Format("2006-01-02 15:04:05Z07:00")), api.ErrDeleted)
+	e.Hint = "earlier versions can be read by their number; putting the data key makes a version after this one"
+	return e
+}
+
+// unwrapDataKey unwraps a version of a data key. An envelope that does not belong there
+// is damage of the catalog, whichever way it differs.
+func (k *KMS) unwrapDataKey(ctx context.Context, master *key, dk catalog.DataKey, v catalog.DataVersion) ([]byte, error) {
+	plaintext, _, err := k.unwrap(ctx, master, v.Envelope, dataKeyAAD(dk.Database, dk.ID, v.Number, v.Object))
+	if errors.Is(err, api.ErrWrongKey) || errors.Is(err, api.ErrCorrupt) {
+		e := api.NewError(api.CodeCorrupt, fmt.Sprintf("the envelope of version %d of %s does not unwrap with key %s: %v",
+			v.Number, ofDataKey(dk.Database, dk.ID), master.rec.Name, err), err)
+		e.Hint = "the catalog was altered, or restored from before its master key's last version was made; a backup has this data key"
+		return nil, e
+	}
+	return plaintext, err
 }
 
 // DescribeNamedKey returns the newest version of a data key without its plaintext.
 func (k *KMS) DescribeNamedKey(ctx context.Context, database, id string) (api.NamedKey, error) {
-	return api.NamedKey{}, errNotYet
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	dk, err := k.readDataKey(ctx, database, id)
+	if err != nil {
+		return api.NamedKey{}, translate("describing "+ofDataKey(database, id), err)
+	}
+	return namedToAPI(dk, dk.DataVersion), nil
 }
 
-// NamedKeys lists data keys.
+// NamedKeys lists the data keys of a database by ID.
 func (k *KMS) NamedKeys(ctx context.Context, database string, opts api.ListOptions) (api.NamedKeyPage, error) {
-	return api.NamedKeyPage{}, errNotYet
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	page, err := k.namedKeys(ctx, database, opts)
+	return page, translate("listing the data keys of database "+strconv.Quote(database), err)
 }
 
-// DeleteNamedKey marks the newest version of a data key as deleted.
-func (k *KMS) DeleteNamedKey(ctx context.Context, database, id string) error { return errNotYet }
+func (k *KMS) namedKeys(ctx context.Context, database string, opts api.ListOptions) (api.NamedKeyPage, error) {
+	limit, err := pageLimit(opts.Limit)
+	if err != nil {
+		return api.NamedKeyPage{}, err
+	}
+	after, err := base64.RawURLEncoding.DecodeString(opts.After)
+	if err != nil {
+		return api.NamedKeyPage{}, badRequest("after is %q, want the next of the page before", opts.After)
+	}
+	if _, err := k.masterOf(ctx, database); err != nil {
+		return api.NamedKeyPage{}, err
+	}
+	page := api.NamedKeyPage{Keys: []api.NamedKey{}}
+	last := ""
+	for dk, err := range k.catalog.DataKeys(ctx, database, opts.Prefix, string(after), limit+1) {
+		if err != nil {
+			return api.NamedKeyPage{}, err
+		}
+		if len(page.Keys) == limit {
+			page.Next = base64.RawURLEncoding.EncodeToString([]byte(last))
+			break
+		}
+		page.Keys, last = append(page.Keys, namedToAPI(dk, dk.DataVersion)), dk.ID
+	}
+	return page, nil
+}
+
+// DeleteNamedKey marks the newest version of a data key as deleted. One that is deleted
+// already stays so.
+func (k *KMS) DeleteNamedKey(ctx context.Context, database, id string) error {
+	ctx, cancel := begin(ctx)
+	defer cancel()
+	return translate("deleting "+ofDataKey(database, id), k.deleteDataKey(ctx, database, id))
+}
+
+func (k *KMS) deleteDataKey(ctx context.Context, database, id string) error {
+	for {
+		dk, err := k.readDataKey(ctx, database, id)
+		if err != nil {
+			return err
+		}
+		if k.formats[database] == api.FormatMariaDB {
+			return stateError("nothing has to be deleted: a key that no table uses any more does no harm",
+				"%s is not deleted: MariaDB may need every version of it for ever", ofDataKey(database, id))
+		}
+		if dk.Deleted != nil {
+			return nil
+		}
+		at := now()
+		dk.Deleted = &at
+		switch _, err = k.catalog.MarkDataKey(ctx, dk); {
+		case err == nil:
+			k.log.Debug("data key deleted", "database", database, "data_key", id, "version", dk.Number)
+			return nil
+		case errors.Is(err, catalog.ErrConflict) && ctx.Err() == nil: // put, or rekeyed
+		case k.isDeleted(ctx, dk):
+			return nil
+		default:
+			return ifEnded(ctx, err)
+		}
+	}
+}
+
+// isDeleted finds out how the writing of a mark that returned an error has ended.
+func (k *KMS) isDeleted(ctx context.Context, dk catalog.DataKey) bool {
+	ctx, cancel := cleanup(ctx)
+	defer cancel()
+	current, err := k.catalog.DataKey(ctx, dk.Database, dk.ID)
+	return err == nil && current.Number == dk.Number && current.Deleted != nil
+}

@@ -128,7 +128,8 @@ type rig struct {
 	group kms.GroupConfig
 	log   *logBuffer
 	// enlist is the service's; nil: nobody joins at run time.
-	enlist func(string, api.MemberSpec) (kms.MemberConfig, error)
+	enlist  func(string, api.MemberSpec) (kms.MemberConfig, error)
+	formats map[string]string // :: database → what its data keys must be
 	*kms.KMS
 }
 
@@ -180,7 +181,7 @@ func (r *rig) start(store catalog.Store) error {
 		store = r.disk.Reopen()
 	}
 	k, err := kms.Open(r.t.Context(), kms.Config{
-		Catalog: store, Groups: []kms.GroupConfig{r.group}, Enlist: r.enlist,
+		Catalog: store, Groups: []kms.GroupConfig{r.group}, Enlist: r.enlist, Formats: r.formats,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug}),
 	})
 	r.KMS = k

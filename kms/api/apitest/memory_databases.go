@@ -64,7 +64,7 @@ func (m *Memory) in(ctx context.Context, method, name string, f func(db *memoryD
 	if err := m.begin(ctx, method, name); err != nil {
 		return err
 	}
-	if err := api.CheckName(name); err != nil {
+	if err := api.CheckDatabaseName(name); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -89,7 +89,7 @@ func (m *Memory) CreateDatabase(ctx context.Context, name string, opts api.Datab
 		return api.Database{}, err
 	}
 	opts.Key = cmp.Or(opts.Key, name)
-	if err := cmp.Or(api.CheckName(name), api.CheckName(opts.Key)); err != nil {
+	if err := cmp.Or(api.CheckDatabaseName(name), api.CheckName(opts.Key)); err != nil {
 		return api.Database{}, err
 	}
 	m.mu.Lock()

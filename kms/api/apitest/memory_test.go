@@ -16,3 +16,9 @@ func TestMemoryIsOperated(t *testing.T) {
 		return new(apitest.Memory), apitest.MemorySpare
 	})
 }
+
+func TestMemoryKeepsDataKeys(t *testing.T) {
+	apitest.RunDatabases(t, func(*testing.T) apitest.DatabaseService {
+		return &apitest.Memory{Formats: map[string]string{apitest.MariaDB: api.FormatMariaDB}}
+	})
+}
