@@ -1,8 +1,6 @@
 package catalog_test
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -298,42 +296,6 @@ func TestReadingRefusesWhatItDoesNotKnow(t *testing.T) {
 			}
 		})
 	}
-}
-
-// FuzzDecode gives every kind of record foreign bytes: no panic, and what is read
-// is written back as the same thing.
-func FuzzDecode(f *testing.F) {
-	f.Add([]byte(`{"schema":1,"name":"x","group":"g","type":"aes-256","min_copies":2,"created":"2026-01-02T03:04:05Z","versions":[{"number":1,"identity":"ab","state":"enabled","created":"2026-01-02T03:04:05Z","check_value":"AAEC","copies":["a"]}]}`))
-	f.Add([]byte(`{"schema":1,"identity":"x","op":"create","group":"g","key":"k","version":1,"started":"2026-01-02T03:04:05Z"}`))
-	f.Add([]byte(`{"schema":1,"identity":"x","group":"g","key":"k","version":1,"destroyed":"2026-01-02T03:04:05Z","pending":["a"]}`))
-	f.Add([]byte(`{"schema":1,"group":"g","name":"a","seen":"ab","token":{"serial":"1","label":"l","model":"m","domain":"AAEC","place":"cd"},"spec":{"name":"a"},"removed":true,"standby":false,"drained":true}`))
-	f.Fuzz(func(t *testing.T, value []byte) {
-		if value == nil || len(value) > catalog.MaxValue {
-			return
-		}
-		ctx := context.Background()
-		s := catalogtest.NewMemory()
-		for _, kind := range catalog.Kinds() {
-			must(s.Apply(ctx, catalog.Record{Kind: kind, ID: "x", Value: value}))
-		}
-		c := catalog.New(s)
-		for range c.Intents(ctx) {
-		}
-		for range c.Tombstones(ctx) {
-		}
-		for range c.Members(ctx, "g") {
-		}
-		k, err := c.Key(ctx, "x")
-		if err != nil {
-			return
-		}
-		must(c.PutKey(ctx, k))
-		first := must(s.Get(ctx, catalog.KindKey, "x"))
-		must(c.PutKey(ctx, must(c.Key(ctx, "x"))))
-		if second := must(s.Get(ctx, catalog.KindKey, "x")); !bytes.Equal(first.Value, second.Value) {
-			t.Errorf("written as %s, then as %s", first.Value, second.Value)
-		}
-	})
 }
 
 func must[T any](v T, err error) T {

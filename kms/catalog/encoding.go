@@ -254,7 +254,7 @@ func checkText(what, s string, limit int) error {
 		return fmt.Errorf("no %s", what)
 	}
 	if len(s) > limit {
-		return fmt.Errorf("a %s of %d bytes: %w", what, len(s), ErrTooLarge)
+		return fmt.Errorf("the %s has %d bytes: %w", what, len(s), ErrTooLarge)
 	}
 	return nil
 }
