@@ -19,6 +19,7 @@ import (
 type service interface {
 	api.Service
 	api.Admin
+	api.Databases
 	Groups(ctx context.Context) (api.Status, error)
 	Group(ctx context.Context, group string) (api.Group, error)
 	EventsAfter(ctx context.Context, last int) iter.Seq[api.Event]

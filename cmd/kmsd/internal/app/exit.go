@@ -57,12 +57,14 @@ const exitTopic = `kmsd ends with one of these codes:
 
   0  done
   1  failed: the name is taken, the state forbids it, the envelope is corrupt
-     or of another key, a check found faults, or kmsd itself is at fault
+     or of another key, a check found faults, a rekey left data keys as they
+     were, or kmsd itself is at fault
   2  usage: the command line or the request is not well formed
   3  unavailable: nobody answers, the group is lost, too few HSMs can take a
      key, or time is over; the same command may succeed later
   4  denied: no valid token or certificate, or no policy allows it
-  5  not found: it is certain that there is no such key, group or member
+  5  not found: it is certain that there is no such key, database, group
+     or member
 
 Errors are printed on stderr; with -o json as the object that the HTTP API
 answers: {"error":{"code":…,"message":…,"retryable":…}}.

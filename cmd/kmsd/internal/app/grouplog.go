@@ -21,7 +21,7 @@ func newGroupLog(s *session) *cobra.Command {
 		Long: "Show what has happened to groups and members, as far as the server remembers, the newest last.\n" +
 			"Each line has the time, the kind, group/member, from → to, the CKR and the cause; ALARM marks\n" +
 			"what does not mend by itself. With --follow, what happens to keys and how far a\n" +
-			"synchronization is are shown too.",
+			"synchronization or a rekey is are shown too.",
 		Example: "  kmsd group log --last 20\n  kmsd group log --follow -o json",
 		Args:    usageArgs(cobra.NoArgs),
 	}
@@ -87,7 +87,7 @@ func eventWords(ev api.Event) []string {
 	if ev.From != "" {
 		what = ev.From + " → " + cmp.Or(ev.To, "gone")
 	}
-	for _, word := range []string{strings.Trim(ev.Group+"/"+cmp.Or(ev.Member, ev.Key), "/"), what} {
+	for _, word := range []string{strings.Trim(ev.Group+"/"+cmp.Or(ev.Member, ev.Database, ev.Key), "/"), what} {
 		if word != "" {
 			words = append(words, word)
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"kmsd/kms/api"
 )
@@ -16,10 +17,10 @@ import (
 func newKey(s *session) *cobra.Command {
 	return family("key", "Make, list, rotate and destroy master keys",
 		newKeyCreate(s), newKeyList(s), newKeyShow(s), newKeyRotate(s),
-		s.keyCommand("disable NAME", "Refuse every use of a key until it is enabled", api.Service.Disable),
-		s.keyCommand("enable NAME", "Let a disabled key be used again", api.Service.Enable),
+		s.versionCommand(api.ActionDisable, "disable NAME", "Refuse every use of a key, or of one version, until it is enabled", api.Service.Disable),
+		s.versionCommand(api.ActionEnable, "enable NAME", "Let a disabled key, or version, be used again", api.Service.Enable),
 		newKeyDestroy(s),
-		s.keyCommand("restore NAME", "Take a scheduled destruction back", api.Service.Restore),
+		s.versionCommand(api.ActionRestore, "restore NAME", "Take a scheduled destruction back, of a key or of one version", api.Service.Restore),
 		newKeyVerify(s),
 	)
 }
@@ -33,7 +34,7 @@ func (s *session) keyed(use, short string, run func(ctx context.Context, svc ser
 }
 
 // keyCommand is a command that takes a name and answers with the key.
-func (s *session) keyCommand(use, short string, do func(api.Service, context.Context, string) (api.Key, error)) *cobra.Command {
+func (s *session) keyCommand(use, short string, do func(service, context.Context, string) (api.Key, error)) *cobra.Command {
 	return s.keyed(use, short, func(ctx context.Context, svc service, name string) error {
 		key, err := do(svc, ctx, name)
 		if err != nil {
@@ -41,6 +42,49 @@ func (s *session) keyCommand(use, short string, do func(api.Service, context.Con
 		}
 		return s.printKey(key)
 	})
+}
+
+// versionCommand is a keyCommand that can be about one version alone.
+func (s *session) versionCommand(action api.VersionAction, use, short string, do func(api.Service, context.Context, string) (api.Key, error)) *cobra.Command {
+	var version int
+	var cmd *cobra.Command
+	cmd = s.keyCommand(use, short, func(svc service, ctx context.Context, name string) (api.Key, error) {
+		one, err := oneVersion(cmd, version)
+		switch {
+		case err != nil:
+			return api.Key{}, err
+		case one:
+			return svc.ChangeVersion(ctx, name, version, api.VersionChange{Action: action})
+		default:
+			return do(svc, ctx, name)
+		}
+	})
+	versionFlag(cmd, &version)
+	return cmd
+}
+
+func versionFlag(cmd *cobra.Command, version *int) {
+	cmd.Flags().IntVar(version, "version", 0, "number of the only version that is meant (default: all of the key)")
+}
+
+// oneVersion says whether a command is about one version of a key.
+func oneVersion(cmd *cobra.Command, version int) (bool, error) {
+	if !cmd.Flags().Changed("version") {
+		return false, nil
+	}
+	if version < 1 { // must not be taken for all
+		return false, &usageError{msg: fmt.Sprintf("--version %d: versions count from 1", version)}
+	}
+	return true, nil
+}
+
+// keyFlags defines the choices for a key that is made.
+func keyFlags(f *pflag.FlagSet, opts *api.KeyOptions, period *time.Duration, types string) {
+	f.StringVar(&opts.Type, "type", "", types)
+	f.StringVar(&opts.Group, "group", "", "group of HSMs that hold it (default: the first)")
+	f.IntVar(&opts.MinCopies, "min-copies", 0, "HSMs that must hold it before the answer (default: the group's)")
+	f.BoolVar(&opts.AllowDegraded, "allow-degraded", false, "be content with fewer copies, at least one; this is audited")
+	f.DurationVar(period, "rotation-period", 0, "make a new version by itself after this long (default: never)")
 }
 
 func newKeyCreate(s *session) *cobra.Command {
@@ -53,12 +97,7 @@ func newKeyCreate(s *session) *cobra.Command {
 			"aes-256 and aes-128 wrap; rsa-2048, rsa-3072 and rsa-4096 sign and decrypt; ec-p256, ec-p384\nand ec-p521 sign; hmac-sha256 makes MACs.",
 		Args: oneArg("key NAME"),
 	}
-	f := cmd.Flags()
-	f.StringVar(&opts.Type, "type", "", "aes-256 (default), aes-128, rsa-2048, ec-p256, ...")
-	f.StringVar(&opts.Group, "group", "", "group of HSMs that hold it (default: the first)")
-	f.IntVar(&opts.MinCopies, "min-copies", 0, "HSMs that must hold it before the answer (default: the group's)")
-	f.BoolVar(&opts.AllowDegraded, "allow-degraded", false, "be content with fewer copies, at least one; this is audited")
-	f.DurationVar(&period, "rotation-period", 0, "make a new version by itself after this long (default: never)")
+	keyFlags(cmd.Flags(), &opts, &period, "aes-256 (default), aes-128, rsa-2048, ec-p256, ...")
 	return s.connected(cmd, func(cmd *cobra.Command, svc service, args []string) error {
 		opts.RotationPeriod = api.Duration(period)
 		key, err := svc.CreateMasterKey(cmd.Context(), args[0], opts)
@@ -95,7 +134,7 @@ func newKeyList(s *session) *cobra.Command {
 }
 
 func newKeyShow(s *session) *cobra.Command {
-	return s.keyCommand("show NAME", "Show a key and its versions", api.Service.Key)
+	return s.keyCommand("show NAME", "Show a key and its versions", service.Key)
 }
 
 func newKeyRotate(s *session) *cobra.Command {
@@ -118,40 +157,56 @@ func newKeyRotate(s *session) *cobra.Command {
 func newKeyDestroy(s *session) *cobra.Command {
 	var window time.Duration
 	var yes bool
-	cmd := s.keyed("destroy NAME", "Schedule the destruction of every version", func(ctx context.Context, svc service, name string) error {
+	var version int
+	var cmd *cobra.Command
+	cmd = s.keyed("destroy NAME", "Schedule the destruction of every version, or of one", func(ctx context.Context, svc service, name string) error {
 		if window < 0 {
 			return &usageError{msg: "--window is negative"}
 		}
+		one, err := oneVersion(cmd, version)
+		if err != nil {
+			return err
+		}
+		what := name
+		if one {
+			what = fmt.Sprintf("version %d of %s", version, name)
+		}
 		if window == 0 && !yes {
-			if err := s.confirm(name); err != nil {
+			if err := s.confirm(what, name); err != nil {
 				return err
 			}
 		}
-		key, err := svc.Destroy(ctx, name, window)
+		var key api.Key
+		if one {
+			key, err = svc.ChangeVersion(ctx, name, version, api.VersionChange{Action: api.ActionDestroy, Window: window})
+		} else {
+			key, err = svc.Destroy(ctx, name, window)
+		}
 		if err != nil {
 			return err
 		}
 		return s.printKey(key)
 	})
-	cmd.Long = "Schedule the destruction of every version of a key. Until the window is over, kmsd key restore\ntakes it back. After that nothing does: what the key has wrapped is lost."
+	cmd.Long = "Schedule the destruction of every version of a key, or of one. Until the window is over, kmsd key restore\ntakes it back. After that nothing does: what the key has wrapped is lost. A version that wraps a\ndata key of a database is not destroyed; kmsd database rekey frees it."
+	versionFlag(cmd, &version)
 	cmd.Flags().DurationVar(&window, "window", 720*time.Hour, "how long it can be restored; 0 destroys at once")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask on the terminal before a destruction at once")
 	return cmd
 }
 
-// confirm asks a person for the name of a key that is about to be gone for good. A
-// program is not asked: it has said what it wants.
-func (s *session) confirm(name string) error {
+// confirm asks a person for the name of a key when it, or one of its versions, is about to
+// be gone for good. A program is not asked: it has said what it wants.
+func (s *session) confirm(what, name string) error {
 	if !terminal(s.In) {
 		return nil
 	}
-	fmt.Fprintf(s.Err, "This destroys %s at once, and all that it has wrapped is lost. Its name, to go on: ", name)
+	fmt.Fprintf(s.Err, "This destroys %s at once, and all that it has wrapped is lost. The name of the key, to go on: ", what)
 	answer, err := bufio.NewReader(io.LimitReader(s.In, 1024)).ReadString('\n')
 	if err != nil && err != io.EOF {
 		return fmt.Errorf("reading the answer: %w", err)
 	}
 	if strings.TrimSpace(answer) != name {
-		return fmt.Errorf("%s was not destroyed", name)
+		return fmt.Errorf("%s was not destroyed", what)
 	}
 	return nil
 }
@@ -212,6 +267,9 @@ func (s *session) printKey(key api.Key) error {
 		}
 		if key.RotationPeriod > 0 {
 			fmt.Fprintf(w, "rotated every %s\n", time.Duration(key.RotationPeriod))
+		}
+		if len(key.Databases) > 0 {
+			fmt.Fprintf(w, "wraps the data keys of %s\n", strings.Join(key.Databases, ", "))
 		}
 		t := newTable(w, "version", "state", "created", "check value", "copies")
 		for _, v := range key.Versions {

@@ -13,7 +13,8 @@ import (
 // members is a Memory whose group looks as one does that has lost a member.
 type members struct {
 	apitest.Memory
-	back atomic.Bool // hsm-c has been recovered
+	back  atomic.Bool  // hsm-c has been recovered
+	asked atomic.Int32 // how often somebody has looked at a job
 }
 
 var since = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
@@ -99,4 +100,40 @@ func (m *members) CreateMasterKey(ctx context.Context, name string, opts api.Key
 		return api.Key{}, e
 	}
 	return m.Memory.CreateMasterKey(ctx, name, opts)
+}
+
+// Rekey begins a job that takes a while for the database slow, and has one at once for
+// the others. That of the database broken fails.
+func (m *members) Rekey(ctx context.Context, name string, opts api.RekeyOptions) (api.Job, error) {
+	job := api.Job{ID: "job-of-" + name, Type: api.JobRekey, Database: name, Key: name, Version: 2, State: api.JobRunning, Started: since, Retire: opts.Retire}
+	switch name {
+	case "slow":
+		m.asked.Store(0)
+		job.Progress = api.Progress{Total: 1200}
+	case "broken":
+		job.State, job.Reason, job.Ended = api.JobFailed, "version 2 of key broken was disabled", &since
+	default:
+		return m.Memory.Rekey(ctx, name, opts)
+	}
+	return job, nil
+}
+
+func (m *members) Job(ctx context.Context, id string) (api.Job, error) {
+	if id != "job-of-slow" {
+		return m.Memory.Job(ctx, id)
+	}
+	job := api.Job{ID: id, Type: api.JobRekey, Database: "slow", Key: "slow", Version: 2, State: api.JobRunning, Started: since}
+	job.Progress = api.Progress{Done: 600, Total: 1200, Rate: 300, Left: api.Duration(2 * time.Second)}
+	switch m.asked.Add(1) {
+	case 1:
+		job.State, job.Reason = api.JobWaiting, "the group is lost"
+	case 2:
+		return api.Job{}, api.NewError(api.CodeUnavailable, "kmsd is being stopped", nil)
+	case 3, 4, 5, 6: // the client has tried again by itself
+	default:
+		job.State, job.Progress, job.Ended = api.JobDone, api.Progress{Done: 1200, Total: 1200}, &since
+		job.Failed = 1
+		job.Failures = []api.JobFailure{{ID: "\ufffd", Raw: []byte{0xff}, Version: 3, Error: "the envelope is altered"}}
+	}
+	return job, nil
 }
