@@ -16,6 +16,13 @@ import (
 	"kmsd/kms/api/apitest"
 )
 
+// The client over TLS keeps the promises of the databases behind it.
+func TestDatabasesOverTLS(t *testing.T) {
+	apitest.RunDatabases(t, func(t *testing.T) apitest.DatabaseService {
+		return start(t, &apitest.Memory{Formats: map[string]string{apitest.MariaDB: api.FormatMariaDB}}, nil).client(t, nil)
+	})
+}
+
 // erp starts a kmsd with the database erp.
 func erp(t *testing.T) *kmsd {
 	t.Helper()
