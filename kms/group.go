@@ -100,6 +100,7 @@ func (k *KMS) onGroupEvent(g *keyGroup, e api.Event) {
 		case api.MemberActive, api.MemberStandby:
 			g.admission.Moved(e.Member)
 			g.janitor.moved(e.Member)
+			k.rekeys.wake()
 		case api.MemberDown, api.MemberFailed, api.MemberDraining:
 			g.admission.Moved(e.Member)
 		}

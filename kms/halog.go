@@ -95,7 +95,7 @@ func staysAway(e api.Event) bool {
 // done to keys, which the audit log has, and not how far a sync is, only its end.
 func memorable(e api.Event) bool {
 	switch e.Type {
-	case api.EventKey, api.EventDropped:
+	case api.EventKey, api.EventJob, api.EventDropped:
 		return false
 	case api.EventSync:
 		return e.To != api.SyncUnderWay

@@ -40,6 +40,7 @@ type janitor struct {
 	failures int                  // rounds in a row that could not be finished
 	looked   time.Time            // when the members were last compared
 	told     map[string]complaint // :: chore → what was last said of it, until it succeeds
+	rekeyed  map[string]int       // :: database → version of its master key for which it needs no rekey any more
 
 	mu        sync.Mutex      // guards the rest
 	suspects  map[string]bool // keys whose last operation has an open end
@@ -63,7 +64,7 @@ type loss struct {
 func newJanitor(k *KMS, g *keyGroup, log hclog.Logger) *janitor {
 	return &janitor{
 		kms: k, g: g, log: log, call: make(chan struct{}, 1),
-		suspects: make(map[string]bool), lost: make(map[loss]bool), told: make(map[string]complaint),
+		suspects: make(map[string]bool), lost: make(map[loss]bool), told: make(map[string]complaint), rekeyed: make(map[string]int),
 		unsettled: true, // by an earlier process
 		looked:    time.Now(),
 	}
@@ -143,6 +144,7 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 		{"settling tombstones", j.settle},
 		{"destroying what is due", j.destroyDue},
 		{"rotating what is due", j.rotateDue},
+		{"rekeying what was rotated", j.rekeyDue},
 		{"noting lost copies", j.noteLost},
 		{"bringing over missing copies", j.heal},
 		{"looking for what has changed on tokens", j.look},

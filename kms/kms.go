@@ -29,6 +29,7 @@ type KMS struct {
 	log     hclog.Logger
 	catalog *catalog.Catalog
 	ring    *keyring
+	rekeys  *rekeys
 	enlist  func(group string, spec api.MemberSpec) (MemberConfig, error) // nil: nobody joins at run time
 	formats map[string]string                                             // :: database → Config.Formats
 	masters sync.Map                                                      // :: database → name of its master key, for those that were met
@@ -67,7 +68,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 	}
 	k := &KMS{
 		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(cfg.wraps.orDefault()), events: newHub(cfg.Logger),
-		enlist: cfg.Enlist, formats: cfg.Formats, byName: make(map[string]*keyGroup, len(cfg.Groups)),
+		rekeys: newRekeys(), enlist: cfg.Enlist, formats: cfg.Formats, byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -150,6 +151,9 @@ func (k *KMS) start(ctx context.Context) error {
 		return err
 	}
 	k.tasks.Go(func() { k.keepTally(k.life) })
+	if err := k.resumeRekeys(ctx); err != nil {
+		return err
+	}
 	for _, g := range k.groups {
 		k.tasks.Go(func() { g.janitor.run(k.life) })
 	}

@@ -1,0 +1,233 @@
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+
+	"kmsd/kms/catalog"
+	"kmsd/kms/internal/envelope"
+	"kmsd/pluginproto"
+)
+
+const (
+	// rekeyItems go to an HSM in one command, and rekeyCommands are in flight for all jobs
+	// together: enough to keep three members busy, and no more than a millisecond for a
+	// request of somebody else to wait behind.
+	rekeyItems    = 32
+	rekeyCommands = 4
+	// rekeyBytes of input, or of additional data, are the most in one command, but for a
+	// single item.
+	rekeyBytes = 48 << 10
+)
+
+// rewrap gives every record of a page that needs it an envelope under the newest version
+// of the master key.
+func (r *rekey) rewrap(ctx context.Context, p *page) error {
+	master, err := r.target()
+	if err != nil {
+		return err
+	}
+	p.master = master
+	version := r.record().Version
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards failed
+	var failed error
+	for _, chunk := range chunks(p.records, master, version) {
+		wg.Go(func() {
+			err := r.rewrapChunk(ctx, master, chunk)
+			mu.Lock()
+			defer mu.Unlock()
+			if failed == nil {
+				failed = err
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// chunk is some records that are wrapped under one version of the master key.
+type chunk struct {
+	index   int // of that version
+	records []*rewrap
+	sealed  []envelope.Envelope
+	bytes   int // of all envelopes, or of all that is bound to them, whichever is more
+}
+
+// chunks sorts the records that need a rewrap by the version that they are under. What
+// cannot be an envelope of the key fails here.
+func chunks(records []rewrap, master *key, version int) (all []*chunk) {
+	open := make(map[int]*chunk) // :: index of a version → what is not full yet
+	for i := range records {
+		w := &records[i]
+		v := w.version()
+		if v.Master >= version {
+			continue
+		}
+		e, at, err := belongs(master, v)
+		if err != nil {
+			w.err = err
+			continue
+		}
+		size := max(len(v.Envelope), envelope.HeaderSize+catalog.MaxDataKeyID+catalog.MaxDataKeyID)
+		c := open[at]
+		if c == nil || len(c.records) == rekeyItems || c.bytes+size > rekeyBytes {
+			c = &chunk{index: at}
+			open[at] = c
+			all = append(all, c)
+		}
+		c.records, c.sealed, c.bytes = append(c.records, w), append(c.sealed, e), c.bytes+size
+	}
+	return all
+}
+
+// belongs reads the envelope of a version and finds the version of the master key that
+// unwraps it.
+func belongs(master *key, v *catalog.DataVersion) (envelope.Envelope, int, error) {
+	doing := "unwrapping with key " + master.rec.Name
+	e, err := envelope.Parse(v.Envelope)
+	if err != nil {
+		return e, 0, translate(doing, err)
+	}
+	at, ok := master.byID[e.Identity]
+	switch {
+	case !ok:
+		return e, 0, wrongKey(master)
+	case e.Algorithm != master.alg:
+		return e, 0, translate(doing, fmt.Errorf("%w: it says %v, the key is %s", envelope.ErrFormat, e.Algorithm, master.typ))
+	}
+	return e, at, master.usable(at)
+}
+
+// rewrapChunk unwraps some records and wraps them again, in two commands. The plaintexts
+// live only between them.
+func (r *rekey) rewrapChunk(ctx context.Context, master *key, c *chunk) error {
+	select {
+	case r.kms.rekeys.room <- struct{}{}:
+		defer func() { <-r.kms.rekeys.room }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(ctx, defaultDeadline)
+	defer cancel()
+	plaintexts, err := r.unwrapChunk(ctx, master, c)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, p := range plaintexts {
+			clear(p)
+		}
+	}()
+	return r.wrapChunk(ctx, master, c, plaintexts)
+}
+
+// unwrapChunk returns the plaintext of each record, nil for one that has failed.
+func (r *rekey) unwrapChunk(ctx context.Context, master *key, c *chunk) ([][]byte, error) {
+	cmd := pluginproto.Command{
+		Op: pluginproto.OpDecrypt, Mech: pluginproto.AESGCM, Key: master.ids[c.index],
+		Items: make([]pluginproto.Item, len(c.records)),
+	}
+	for i, w := range c.records {
+		e := &c.sealed[i]
+		cmd.Items[i] = pluginproto.Item{Input: e.Ciphertext, IV: e.IV[:], AAD: e.AAD(w.aad())}
+	}
+	res, err := r.do(ctx, master, c.index, cmd)
+	if err != nil {
+		err = translate("unwrapping with key "+master.rec.Name, err)
+		if stays(err) {
+			return r.unwrapEach(ctx, master, c) // it is about one of them, or items are too new for a driver
+		}
+		return nil, err
+	}
+	plaintexts := make([][]byte, len(c.records))
+	for i, it := range res.Items {
+		if it.Err != nil {
+			c.records[i].err = translate("unwrapping with key "+master.rec.Name, it.Err)
+		} else {
+			plaintexts[i] = it.Output
+		}
+	}
+	return plaintexts, nil
+}
+
+// do runs a command with items.
+func (r *rekey) do(ctx context.Context, master *key, index int, cmd pluginproto.Command) (pluginproto.Result, error) {
+	res, err := r.kms.do(ctx, master, index, cmd)
+	if err == nil && len(res.Items) != len(cmd.Items) {
+		res.Wipe()
+		err = fmt.Errorf("the driver answered %d items, want %d", len(res.Items), len(cmd.Items))
+	}
+	return res, err
+}
+
+// unwrapEach unwraps the records one by one.
+func (r *rekey) unwrapEach(ctx context.Context, master *key, c *chunk) ([][]byte, error) {
+	plaintexts := make([][]byte, len(c.records))
+	for i, w := range c.records {
+		plaintext, _, err := r.kms.unwrap(ctx, master, w.version().Envelope, w.aad())
+		switch {
+		case err == nil:
+			plaintexts[i] = plaintext
+		case stays(err):
+			w.err = err
+		default:
+			for _, p := range plaintexts {
+				clear(p)
+			}
+			return nil, err
+		}
+	}
+	return plaintexts, nil
+}
+
+// wrapChunk gives the records that have a plaintext their new envelopes.
+func (r *rekey) wrapChunk(ctx context.Context, master *key, c *chunk, plaintexts [][]byte) error {
+	cmd := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: master.ids[master.primary]}
+	records := make([]*rewrap, 0, len(c.records))
+	sealed := make([]envelope.Envelope, 0, len(c.records)) // its IVs are not moved
+	for i, w := range c.records {
+		if plaintexts[i] == nil {
+			continue
+		}
+		if err := master.countWrap(); err != nil {
+			return err
+		}
+		e := envelope.Envelope{Header: envelope.Header{Algorithm: master.alg, Identity: cmd.Key}}
+		if _, err := rand.Read(e.IV[:]); err != nil {
+			return err
+		}
+		records, sealed = append(records, w), append(sealed, e)
+		cmd.Items = append(cmd.Items, pluginproto.Item{Input: plaintexts[i], IV: sealed[len(sealed)-1].IV[:], AAD: e.AAD(w.aad())})
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	res, err := r.do(ctx, master, master.primary, cmd)
+	if err != nil {
+		return translate(wrappingWith(master), err)
+	}
+	for i, w := range records {
+		out := pluginproto.Result{Output: res.Items[i].Output, IV: res.Items[i].IV}
+		if err := errors.Join(res.Items[i].Err, checkWrapped(out, sealed[i], len(cmd.Items[i].Input))); err != nil {
+			return translate(wrappingWith(master), err)
+		}
+		sealed[i].Ciphertext = out.Output
+		v := w.version()
+		v.Envelope, v.Master = sealed[i].Encode(), master.rec.Versions[master.primary].Number
+		w.done = true
+	}
+	return nil
+}
+
+// aad is what the record's envelopes are bound to.
+func (w *rewrap) aad() []byte {
+	v := w.version()
+	if w.isOld {
+		return dataKeyAAD(w.old.Database, w.old.ID, v.Number, v.Object)
+	}
+	return dataKeyAAD(w.key.Database, w.key.ID, v.Number, v.Object)
+}
