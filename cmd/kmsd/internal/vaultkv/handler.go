@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -171,8 +172,8 @@ func (h *Handler) record(r audit.Record) error {
 // abort ends the connection of a request without an answer: every client takes that
 // for a server that is away.
 func abort(r *http.Request) {
-	if conn, ok := r.Context().Value(connection{}).(interface{ abort() }); ok {
-		conn.abort()
+	if conn, ok := r.Context().Value(connection{}).(net.Conn); ok {
+		_ = under(conn).Close() // of HTTP/2 the other requests too: they would fare the same
 	}
 	panic(http.ErrAbortHandler) // net/http knows it and logs nothing
 }

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,9 +88,25 @@ func (l *trail) count() int {
 	return len(l.records)
 }
 
+// faults make the calls of a service fail while it is used. The zero value makes none.
+type faults struct {
+	f atomic.Pointer[func(context.Context) error]
+}
+
+// set has every call ask f; nil: none.
+func (f *faults) set(fail func(context.Context) error) { f.f.Store(&fail) }
+
+func (f *faults) ask(ctx context.Context, _, _ string) error {
+	if fail := f.f.Load(); fail != nil && *fail != nil {
+		return (*fail)(ctx)
+	}
+	return nil
+}
+
 // site is a server with what stands behind it.
 type site struct {
 	keys   *apitest.Memory
+	faults faults
 	trail  *trail
 	server *vaultkv.Server
 	addr   string
@@ -133,6 +150,7 @@ func newMemory(t testing.TB) *apitest.Memory {
 func start(t *testing.T, change func(*vaultkv.Config)) *site {
 	t.Helper()
 	s := &site{keys: newMemory(t), trail: &trail{}}
+	s.keys.Fail = s.faults.ask
 	cfg := config(s.keys, s.trail)
 	if change != nil {
 		change(&cfg)

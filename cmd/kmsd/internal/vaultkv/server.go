@@ -113,13 +113,8 @@ func waiting(state http.ConnState) bool {
 // connection is the context key under which a request finds its own.
 type connection struct{}
 
-// aborter closes a connection as it is, without a word to the client.
-type aborter struct{ net.Conn }
-
-func (a aborter) abort() { _ = under(a.Conn).Close() }
-
 func withConnection(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connection{}, aborter{conn})
+	return context.WithValue(ctx, connection{}, conn)
 }
 
 // under is what TLS goes over: closing it waits for nobody.
