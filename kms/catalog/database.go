@@ -210,8 +210,11 @@ func encodeDataKey(dk DataKey) (Record, error) {
 
 func decodeDataKey(r Record) (DataKey, error) {
 	var v dataKeyRecord
-	if err := decode(r, &v); err != nil {
-		return DataKey{}, err
+	if !scanDataKey(r.Value, &v.DataKey) {
+		v = dataKeyRecord{}
+		if err := decode(r, &v); err != nil {
+			return DataKey{}, err
+		}
 	}
 	database, id, _ := strings.Cut(r.ID, "/")
 	if err := errors.Join(checkDataKeyID(database, id), checkDataVersion(v.DataVersion)); err != nil {
@@ -230,8 +233,11 @@ func encodeOldVersion(o OldVersion) (Record, error) {
 
 func decodeOldVersion(r Record) (OldVersion, error) {
 	var v oldVersionRecord
-	if err := decode(r, &v); err != nil {
-		return OldVersion{}, err
+	if !scanOldVersion(r.Value, &v.OldVersion) {
+		v = oldVersionRecord{}
+		if err := decode(r, &v); err != nil {
+			return OldVersion{}, err
+		}
 	}
 	database, rest, _ := strings.Cut(r.ID, "/")
 	id := rest[:max(0, len(rest)-len(versionSuffix(0)))]
