@@ -26,6 +26,7 @@ func (k *KMS) groupStatus(g *keyGroup) api.Group {
 	s := g.Status()
 	s.MinCopies = g.minCopies()
 	s.BelowMinCopies, s.WithoutCopy = k.ring.scarce(g.name)
+	s.WearingOut = k.ring.wearing(g.name)
 	for i := range s.Members {
 		m := &s.Members[i]
 		s.Keys, m.Keys = k.ring.count(g.name, m.Name)

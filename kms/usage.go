@@ -44,6 +44,7 @@ type tally struct {
 	counts map[string]*usage        // :: identity → its count
 	bounds map[string]catalog.Usage // :: identity → what the catalog had at the start
 	due    []*usage                 // those that have come to their mark
+	warned []*usage                 // those that somebody has been told of
 }
 
 func newTally(limits wrapLimits) *tally {
@@ -226,6 +227,7 @@ func (k *KMS) notice(u *usage) {
 	n, limits := u.count(), k.ring.tally.limits
 	if n >= limits.warn && !u.warned {
 		u.warned = true
+		k.ring.tally.warn(u)
 		cause := fmt.Sprintf("version %d has wrapped %d times of at most %d; rotate the key, or it is rotated at %d", u.number, n, limits.most, limits.rotate)
 		k.log.Warn("key has wrapped very often", "key", u.key, "group", u.group, "cause", cause)
 		k.events.publish(api.Event{Type: api.EventKey, Group: u.group, Key: u.key, To: "wearing_out", Cause: cause, Alarm: true})
@@ -233,6 +235,27 @@ func (k *KMS) notice(u *usage) {
 	if g := k.byName[u.group]; g != nil && u.spent() {
 		g.janitor.wake()
 	}
+}
+
+func (t *tally) warn(u *usage) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.warned = append(t.warned, u)
+}
+
+// wearing returns how many keys of a group wrap under a version that has wrapped very
+// often.
+func (r *keyring) wearing(group string) int {
+	r.tally.mu.Lock()
+	warned := slices.Clone(r.tally.warned)
+	r.tally.mu.Unlock()
+	n := 0
+	for _, u := range warned {
+		if key, err := r.get(u.key); err == nil && u.group == group && key.primary >= 0 && key.uses[key.primary] == u {
+			n++
+		}
+	}
+	return n
 }
 
 // countWrap counts a wrap under the newest enabled version of a key, and refuses it when

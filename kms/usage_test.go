@@ -129,6 +129,15 @@ func TestAVersionThatHasWrappedVeryOftenIsToldOfOnce(t *testing.T) {
 				t.Fatalf("after %d wraps there were %d alarms", i+1, n)
 			}
 		}
+		if n := r.Status().Groups[0].WearingOut; n != 1 {
+			t.Errorf("%d keys wear out, want 1", n)
+		}
+		if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.Status().Groups[0].WearingOut; n != 0 {
+			t.Errorf("after the rotation %d keys wear out", n)
+		}
 	})
 }
 

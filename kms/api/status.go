@@ -53,6 +53,10 @@ type Group struct {
 	BelowMinCopies int      `json:"below_min_copies"`
 	WithoutCopy    int      `json:"without_copy"`
 	Members        []Member `json:"members"`
+
+	// WearingOut are keys whose newest version has wrapped half as often as it may, or
+	// more. For /metrics; not in JSON.
+	WearingOut int `json:"-"`
 }
 
 // Member is one HSM of a group.

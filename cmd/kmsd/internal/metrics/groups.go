@@ -30,6 +30,7 @@ var (
 	groupMinCopies = ofGroup("min_copies", "How many members have to hold a new key version.")
 	groupBelow     = ofGroup("keys_below_min_copies", "Living key versions that fewer members are known to hold than min_copies of their key says.")
 	groupWithout   = ofGroup("keys_without_copy", "Living key versions that no member is known to hold.")
+	groupWearing   = ofGroup("keys_wearing_out", "Keys whose newest version has wrapped half as often as it may, or more.")
 
 	memberInfo        = ofMember("info", "Always 1; the labels say what the member is.", "driver", "role")
 	memberState       = ofMember("state", "1 for the state that the member is in, 0 for the others.", "state")
@@ -62,7 +63,7 @@ func ofMember(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (groups) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		ready, groupState, groupKeys, groupMinCopies, groupBelow, groupWithout,
+		ready, groupState, groupKeys, groupMinCopies, groupBelow, groupWithout, groupWearing,
 		memberInfo, memberState, memberSince, memberRoundTrip,
 		memberInFlight, memberCommands, memberErrors, memberDuration,
 		memberKeys, memberMissing, memberForeign, memberQuarantined,
@@ -89,6 +90,7 @@ func (g groups) Collect(to chan<- prometheus.Metric) {
 		gauge(to, groupMinCopies, float64(group.MinCopies), group.Name)
 		gauge(to, groupBelow, float64(group.BelowMinCopies), group.Name)
 		gauge(to, groupWithout, float64(group.WithoutCopy), group.Name)
+		gauge(to, groupWearing, float64(group.WearingOut), group.Name)
 		for _, m := range group.Members {
 			collectMember(to, group.Name, m)
 			gauge(to, memberRoundTrip, unix(trips[[2]string{group.Name, m.Name}]), group.Name, m.Name)

@@ -58,7 +58,7 @@ func example() *source {
 	return &source{
 		ready: api.Readiness{Ready: true, Members: []api.MemberReadiness{{Group: "default", Member: "hsm-a", OK: true, Last: since}}},
 		status: api.Status{Groups: []api.Group{{
-			Name: "default", State: api.GroupSole, Primary: "hsm-a", MinCopies: 2, Keys: 12, BelowMinCopies: 3, WithoutCopy: 1,
+			Name: "default", State: api.GroupSole, Primary: "hsm-a", MinCopies: 2, Keys: 12, BelowMinCopies: 3, WithoutCopy: 1, WearingOut: 4,
 			Members: []api.Member{
 				{
 					Name: "hsm-a", Driver: "softhsm", Role: api.RoleActive, State: api.MemberActive, Since: since,
@@ -119,6 +119,7 @@ func TestMetricsSayWhatStatusSays(t *testing.T) {
 		{"kmsd_group_min_copies", "default", 2},
 		{"kmsd_group_keys_below_min_copies", "default", 3},
 		{"kmsd_group_keys_without_copy", "default", 1},
+		{"kmsd_group_keys_wearing_out", "default", 4},
 		{"kmsd_member_info", "softhsm,default,hsm-a,active", 1},
 		{"kmsd_member_info", "luna,default,hsm-b,standby", 1},
 		{"kmsd_member_state", "default,hsm-a,active", 1},
