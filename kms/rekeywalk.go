@@ -47,9 +47,27 @@ func (w *rewrap) name() string {
 type page struct {
 	records []rewrap
 	last    bool // of its half of the walk
-	master  *key // that it was rewrapped under
-	err     error
-	ready   chan struct{} // closed when it has been rewrapped, or err is set
+	master  *key // that it is rewrapped under
+
+	work sync.WaitGroup // the commands for it
+	mu   sync.Mutex     // guards err
+	err  error          // why it could not be read or rewrapped
+}
+
+func (p *page) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+// wait returns when the page is rewrapped, or why it is not.
+func (p *page) wait() error {
+	p.work.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
 }
 
 // walk goes through one half of the records from where the job is to the end: the newest
@@ -57,52 +75,44 @@ type page struct {
 // rewrapped, a few at a time, so that memory does not grow with the database.
 func (r *rekey) walk(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer stop()
 	pages := make(chan *page, rekeyAhead)
-	wg.Go(func() { r.read(ctx, &wg, pages) })
+	go r.read(ctx, pages)
+	defer func() {
+		stop()
+		for p := range pages { // until the reader has ended, and what it has begun
+			p.work.Wait()
+		}
+	}()
 	for p := range pages {
-		select {
-		case <-p.ready:
-		case <-ctx.Done():
-			return ctx.Err()
+		err := p.wait()
+		if err == nil {
+			err = r.commit(ctx, p)
 		}
-		if p.err != nil {
-			return p.err
-		}
-		if err := r.commit(ctx, p); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// read reads page after page and has each rewrapped.
-func (r *rekey) read(ctx context.Context, wg *sync.WaitGroup, pages chan<- *page) {
+// read reads page after page and begins to rewrap each, until the end or the first that
+// cannot be read. Then it closes pages.
+func (r *rekey) read(ctx context.Context, pages chan<- *page) {
 	defer close(pages)
 	rec := r.record()
 	after := catalog.OldVersion{ID: string(rec.After), DataVersion: catalog.DataVersion{Number: rec.AfterNumber}}
 	for more := true; more; {
-		p := &page{ready: make(chan struct{})}
-		p.records, p.err = r.readPage(ctx, rec, after)
-		p.last = len(p.records) < rekeyPage
-		more = p.err == nil && !p.last
+		records, err := r.readPage(ctx, rec, after)
+		p := &page{records: records, err: err, last: len(records) < rekeyPage}
+		more = err == nil && !p.last
 		if n := len(p.records); n > 0 {
 			w := &p.records[n-1]
 			after.ID, after.Number = w.name(), w.version().Number
 		}
-		select {
-		case pages <- p:
-		case <-ctx.Done():
-			return
+		if err == nil {
+			r.rewrap(ctx, p)
 		}
-		wg.Go(func() {
-			defer close(p.ready)
-			if p.err == nil {
-				p.err = r.rewrap(ctx, p)
-			}
-		})
+		pages <- p // walk takes all of them, whatever happens
 	}
 }
 
@@ -205,7 +215,8 @@ func (r *rekey) again(ctx context.Context, p *page) error {
 		}
 		*w = next
 	}
-	return r.rewrap(ctx, p)
+	r.rewrap(ctx, p)
+	return p.wait()
 }
 
 // target returns the master key as it is now, if the job can go on under it.

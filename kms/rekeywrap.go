@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"sync"
 
 	"kmsd/kms/catalog"
 	"kmsd/kms/internal/envelope"
@@ -23,30 +22,30 @@ const (
 	rekeyBytes = 48 << 10
 )
 
-// rewrap gives every record of a page that needs it an envelope under the newest version
-// of the master key.
-func (r *rekey) rewrap(ctx context.Context, p *page) error {
+// rewrap begins to give every record of a page that needs it an envelope under the newest
+// version of the master key. It returns when the last command has its turn, so that pages
+// are done in their order.
+func (r *rekey) rewrap(ctx context.Context, p *page) {
 	master, err := r.target()
 	if err != nil {
-		return err
+		p.fail(err)
+		return
 	}
 	p.master = master
-	version := r.record().Version
-	var wg sync.WaitGroup
-	var mu sync.Mutex // guards failed
-	var failed error
-	for _, chunk := range chunks(p.records, master, version) {
-		wg.Go(func() {
-			err := r.rewrapChunk(ctx, master, chunk)
-			mu.Lock()
-			defer mu.Unlock()
-			if failed == nil {
-				failed = err
+	for _, c := range chunks(p.records, master, r.record().Version) {
+		select {
+		case r.kms.rekeys.room <- struct{}{}:
+		case <-ctx.Done():
+			p.fail(ctx.Err())
+			return
+		}
+		p.work.Go(func() {
+			defer func() { <-r.kms.rekeys.room }()
+			if err := r.rewrapChunk(ctx, master, c); err != nil {
+				p.fail(err)
 			}
 		})
 	}
-	wg.Wait()
-	return failed
 }
 
 // chunk is some records that are wrapped under one version of the master key.
@@ -105,12 +104,6 @@ func belongs(master *key, v *catalog.DataVersion) (envelope.Envelope, int, error
 // rewrapChunk unwraps some records and wraps them again, in two commands. The plaintexts
 // live only between them.
 func (r *rekey) rewrapChunk(ctx context.Context, master *key, c *chunk) error {
-	select {
-	case r.kms.rekeys.room <- struct{}{}:
-		defer func() { <-r.kms.rekeys.room }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	ctx, cancel := context.WithTimeout(ctx, defaultDeadline)
 	defer cancel()
 	plaintexts, err := r.unwrapChunk(ctx, master, c)
