@@ -35,22 +35,24 @@ const (
 // It opens when a round trip has succeeded in a group that a mount uses, closes when
 // none of these groups serves any more, and opens again on the same port.
 type gate struct {
-	service groups
-	handler *vaultkv.Handler
-	conf    *tls.Config
-	most    int // connections at once
-	log     hclog.Logger
+	service               groups
+	handler               *vaultkv.Handler
+	conf                  *tls.Config
+	most                  int // connections at once
+	log                   hclog.Logger
+	openPause, closePause time.Duration
 
-	databases chan []string     // behind the mounts, when they have changed
-	used      map[string]string // :: database behind a mount → its group; "": not known yet
-	events    <-chan struct{}   // there was one
-	failed    chan struct{}     // the open server serves no more
-	addr      string            // HOST:PORT; a port of 0 is chosen once
-	trouble   string            // why it could not be opened; "": no reason
-	open      *opening          // nil: closed
-	opened    chan struct{}     // closed when it has been open once
-	once      sync.Once         // closes opened
-	ending    sync.WaitGroup    // openings whose requests are still under way
+	databases chan []string  // behind the mounts, when they have changed
+	failed    chan struct{}  // the open server serves no more
+	opened    chan struct{}  // closed when it has been open once
+	ending    sync.WaitGroup // openings whose requests are still under way
+
+	// What follows is run's.
+	used    map[string]string // :: database behind a mount → its group; "": not known yet
+	addr    string            // HOST:PORT; a port of 0 is chosen once
+	trouble string            // why it could not be opened; "": no reason
+	open    *opening          // nil: closed
+	before  bool              // it has been open once
 }
 
 // groups is what a gate needs to know of the service.
@@ -70,14 +72,14 @@ type opening struct {
 // newGate returns a closed gate for an address. most is how many connections it takes.
 func newGate(addr string, databases []string, s groups, h *vaultkv.Handler, conf *tls.Config, most int, log hclog.Logger) *gate {
 	g := &gate{
-		service: s, handler: h, conf: conf, most: most, log: log, addr: addr,
+		service: s, handler: h, conf: conf, most: most, log: log, openPause: openPause, closePause: closePause, addr: addr,
 		databases: make(chan []string, 1), failed: make(chan struct{}, 1), opened: make(chan struct{}),
 	}
 	g.follow(databases)
 	return g
 }
 
-// follow is told which databases are behind the mounts. It may be called at any time.
+// follow is told which databases are behind the mounts, at any time, but by one at a time.
 func (g *gate) follow(databases []string) {
 	select {
 	case <-g.databases: // nobody has looked at those
@@ -89,13 +91,13 @@ func (g *gate) follow(databases []string) {
 // run opens and closes the gate until ctx ends. Then it closes it, calls closed, and
 // returns when the requests under way have ended.
 func (g *gate) run(ctx context.Context, closed func()) error {
-	g.events = wakes(g.service.Events(ctx))
+	events := wakes(g.service.Events(ctx))
 	g.used = map[string]string{}
 	for {
 		g.adjust(ctx)
-		pause := openPause
+		pause := g.openPause
 		if g.open != nil {
-			pause = closePause
+			pause = g.closePause
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -104,14 +106,14 @@ func (g *gate) run(ctx context.Context, closed func()) error {
 			g.shut("kmsd is being stopped")
 			closed()
 			g.ending.Wait()
-			for range g.events { // until whoever sends them has ended too
+			for range events { // until whoever sends them has ended too
 			}
 			return nil
 		case databases := <-g.databases:
 			g.forget(databases)
 		case <-g.failed:
 			g.shut("its listener has failed")
-		case <-g.events:
+		case <-events:
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -225,7 +227,10 @@ func (g *gate) unlock() {
 		}
 	})
 	g.log.Info("open for databases", "listen", "https://"+g.addr)
-	g.once.Do(func() { close(g.opened) })
+	if !g.before {
+		g.before = true
+		close(g.opened)
+	}
 }
 
 // shut closes the gate and every connection that waits. Requests under way get their
