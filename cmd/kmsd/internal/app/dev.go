@@ -70,7 +70,7 @@ func (s *session) runDev(ctx context.Context, opts dev.Options, logLevel string)
 			if err := site.Announce(); err != nil {
 				return fmt.Errorf("writing env.sh: %w", err)
 			}
-			_, err := fmt.Fprintf(s.Out, devHelp, site.Addr, strings.Join(site.Members, ", "), site.Dir)
+			_, err := fmt.Fprintf(s.Out, devHelp, site.Addr, strings.Join(site.Members, ", "), site.Dir, site.VaultAddr)
 			return err
 		},
 	})
@@ -85,6 +85,8 @@ In another shell:
   kmsd key create shop
   echo hello | kmsd wrap shop --raw > hello.wrapped
   kmsd unwrap shop --raw < hello.wrapped
+
+For databases it is a Vault at %s, with the mount mariadb.
 
 Ctrl-C ends it; the same command goes on with the same keys.
 `
