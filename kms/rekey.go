@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"kmsd/kms/api"
@@ -67,6 +69,19 @@ func (r *rekeys) find(id string) *rekey {
 		}
 	}
 	return nil
+}
+
+// all returns the jobs that run here, in no order.
+func (r *rekeys) all() []*rekey {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var jobs []*rekey
+	for _, job := range r.byDatabase {
+		if job != nil {
+			jobs = append(jobs, job)
+		}
+	}
+	return jobs
 }
 
 // wake has jobs that wait for an HSM try again now.
@@ -219,6 +234,17 @@ func (k *KMS) Job(ctx context.Context, id string) (api.Job, error) {
 		return api.Job{}, translate("reading job "+strconv.Quote(id), err)
 	}
 	return jobToAPI(rec), nil
+}
+
+// Jobs returns the jobs that have not ended, from memory, by their database.
+func (k *KMS) Jobs() []api.Job {
+	running := k.rekeys.all()
+	jobs := make([]api.Job, len(running))
+	for i, r := range running {
+		jobs[i] = r.status()
+	}
+	slices.SortFunc(jobs, func(a, b api.Job) int { return strings.Compare(a.Database, b.Database) })
+	return jobs
 }
 
 // jobToAPI returns a job as users see it. What was put while it ran may have been looked

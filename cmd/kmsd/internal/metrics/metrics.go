@@ -3,9 +3,9 @@
 // [Metrics] is what Prometheus scrapes: the state of groups and members as
 // [api.Status] tells it at that moment, the requests that [Metrics.Observe] has counted, and the
 // Go runtime and process. States, groups and members have the names that status
-// and events give them. No label holds the name of a key, a principal or anything else
-// that a client chooses: the number of series is that of groups, members, operations
-// and codes.
+// and events give them. No label holds the name of a key or of a principal, or anything
+// else that a client chooses, but that of a database while it is rekeyed: the number of
+// series is that of groups, members, operations, codes and jobs.
 //
 // docs/operations.md lists the metrics, testdata/names.txt fixes their names.
 package metrics
@@ -32,10 +32,11 @@ const ContentType = "text/plain; version=0.0.4; charset=utf-8"
 // time costs four scrapes a second.
 const maxAge = 250 * time.Millisecond
 
-// Source tells the truth about groups, from memory: it never waits for an HSM.
+// Source tells the truth about groups and jobs, from memory: it never waits for an HSM.
 type Source interface {
 	Status() api.Status
 	Ready() api.Readiness
+	Jobs() []api.Job // those that have not ended, one of a database at most
 }
 
 // Metrics are all metrics of a kmsd. All methods may be called concurrently.
@@ -60,6 +61,7 @@ func New(source Source, version string) *Metrics {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		build,
 		groups{source},
+		jobs{source},
 	)
 	m.requests.register(m.registry)
 	return m

@@ -33,6 +33,7 @@ type source struct {
 	mu     sync.Mutex // guards the rest
 	status api.Status
 	ready  api.Readiness
+	jobs   []api.Job
 	asked  int
 }
 
@@ -49,6 +50,12 @@ func (s *source) Ready() api.Readiness {
 	return s.ready
 }
 
+func (s *source) Jobs() []api.Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.jobs
+}
+
 var since = time.Date(2026, 11, 21, 3, 4, 5, 250e6, time.UTC)
 
 // example is a group with one member that serves and one that is being brought back.
@@ -56,6 +63,10 @@ func example() *source {
 	served := api.Histogram{Count: 7, Sum: 3 * time.Second}
 	served.Buckets[0], served.Buckets[3], served.Buckets[16] = 3, 2, 1 // and one took longer
 	return &source{
+		jobs: []api.Job{
+			{Database: "crm", State: api.JobRunning, Started: since, Progress: api.Progress{Done: 30, Total: 120, Rate: 4.5, Left: api.Duration(20 * time.Second)}},
+			{Database: "erp", State: api.JobWaiting, Started: since, Progress: api.Progress{Done: 7, Total: 9}, Failed: 2},
+		},
 		ready: api.Readiness{Ready: true, Members: []api.MemberReadiness{{Group: "default", Member: "hsm-a", OK: true, Last: since}}},
 		status: api.Status{Groups: []api.Group{{
 			Name: "default", State: api.GroupSole, Primary: "hsm-a", MinCopies: 2, Keys: 12, BelowMinCopies: 3, WithoutCopy: 1, WearingOut: 4,
@@ -143,6 +154,14 @@ func TestMetricsSayWhatStatusSays(t *testing.T) {
 		{"kmsd_member_sync_keys_done", "default,hsm-b", 30},
 		{"kmsd_member_sync_keys_per_second", "default,hsm-b", 4.5},
 		{"kmsd_member_sync_left_seconds", "default,hsm-b", 20},
+		{"kmsd_job_waiting", "crm", 0},
+		{"kmsd_job_waiting", "erp", 1},
+		{"kmsd_job_started_timestamp_seconds", "erp", 1795230245.25},
+		{"kmsd_job_data_key_versions", "erp", 9},
+		{"kmsd_job_data_key_versions_done", "erp", 7},
+		{"kmsd_job_data_key_versions_failed", "erp", 2},
+		{"kmsd_job_data_key_versions_per_second", "crm", 4.5},
+		{"kmsd_job_left_seconds", "crm", 20},
 		{"kmsd_requests_total", "wrap,ok", 2},
 		{"kmsd_requests_total", "wrap,group_lost", 1},
 		{"kmsd_request_items_total", "wrap,ok", 8},
@@ -268,7 +287,7 @@ func TestSeriesAreThoseOfGroupsAndMembers(t *testing.T) {
 			n += len(f.GetMetric())
 		}
 	}
-	if n > 32*25+20 {
+	if n > 32*25+40 {
 		t.Errorf("32 members have %d series", n)
 	}
 }
