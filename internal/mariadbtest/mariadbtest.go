@@ -95,7 +95,12 @@ func New(dir, installed string, options ...string) (_ *Server, err error) {
 	if err := os.CopyFS(s.Data, os.DirFS(installed)); err != nil {
 		return nil, err
 	}
-	own := fmt.Sprintf("datadir=%s\nsocket=%s\npid_file=%s\nlog_error=%s\n", s.Data, s.Socket(), filepath.Join(dir, "pid"), s.log)
+	tmp := filepath.Join(dir, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return nil, err
+	}
+	own := fmt.Sprintf("datadir=%s\ntmpdir=%s\nsocket=%s\npid_file=%s\nlog_error=%s\n",
+		s.Data, tmp, s.Socket(), filepath.Join(dir, "pid"), s.log)
 	// A token of kmsd may be among the options.
 	return s, os.WriteFile(s.conf, []byte(private+own+strings.Join(options, "\n")+"\n"), 0o600)
 }
