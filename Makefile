@@ -5,10 +5,10 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo test lint unit e2e chaos fuzz bench proto deps deps-mariadb clean
+.PHONY: help build demo mariadb-demo test lint unit e2e chaos fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## kmsd and its drivers, in bin/
 	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/kmsd ./cmd/kmsd
@@ -18,6 +18,10 @@ build: ## kmsd and its drivers, in bin/
 demo: deps build ## three tokens, a failover, a re-key: what survived, in numbers
 	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/tde-demo ./examples/tde/demo
 	bin/tde-demo --bin bin
+
+mariadb-demo: deps deps-mariadb build ## an unmodified MariaDB whose keys are in the HSMs, which fail
+	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/mariadb-demo ./examples/tde/mariadb
+	bin/mariadb-demo --bin bin
 
 test: deps lint unit e2e ## everything that has to pass: lint, race tests, end to end on SoftHSM
 
