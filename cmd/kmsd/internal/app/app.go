@@ -82,7 +82,7 @@ func newRoot(s *session) *cobra.Command {
 		&cobra.Group{ID: groupKeys, Title: "Keys:"},
 		&cobra.Group{ID: groupHSMs, Title: "HSMs:"},
 	)
-	root.AddCommand(inGroup(groupServer, newDev(s), newServe(s), newCheck(s), newAudit(s))...)
+	root.AddCommand(inGroup(groupServer, newDev(s), newServe(s), newCheck(s), newAudit(s), newBackup(s))...)
 	root.AddCommand(inGroup(groupKeys, newKey(s), newWrap(s), newUnwrap(s), newRewrap(s), newDataKey(s), newDatabase(s), newBench(s))...)
 	root.AddCommand(inGroup(groupHSMs, newStatus(s), newGroup(s), newMember(s))...)
 	root.AddCommand(newVersion(s), newCompletion(s))

@@ -19,6 +19,7 @@ import (
 type service interface {
 	api.Service
 	api.Admin
+	api.Backups
 	api.Databases
 	Groups(ctx context.Context) (api.Status, error)
 	Group(ctx context.Context, group string) (api.Group, error)
