@@ -162,6 +162,10 @@ policies:
   app:
     - {actions: [wrap, unwrap], keys: ["shop-*", "till"]}
     - {actions: [group-read]}
+  erp:
+    - {actions: [named-get, named-put], keys: ["erp"]}
+  keeper:
+    - {actions: [backup]}
   lister:
     - {actions: [list], keys: ["shop-*"]}
   narrow-all:
@@ -169,7 +173,7 @@ policies:
   everything:
     - {actions: ["*"], keys: ["*"]}
   nothing: []
-`, "app", "lister", "narrow-all", "everything", "nothing")
+`, "app", "erp", "keeper", "lister", "narrow-all", "everything", "nothing")
 	cases := []struct {
 		who, action, key string
 		want             bool
@@ -188,6 +192,15 @@ policies:
 		{"app", "group-read", "shop-1", false},
 		{"app", "group-admin", "", false},
 		{"app", "random", "", false},
+		{"erp", "named-get", "erp", true},
+		{"erp", "named-get", "erp2", false},
+		{"erp", "named-delete", "erp", false},
+		{"erp", "unwrap", "erp", false},
+		{"keeper", "backup", "", true},
+		{"keeper", "named-get", "erp", false},
+		{"app", "backup", "", false},
+		{"narrow-all", "backup", "", false},
+		{"everything", "backup", "", true},
 		{"lister", "list", "shop-", true},
 		{"lister", "list", "shop-a", true},
 		{"lister", "list", "", false},
