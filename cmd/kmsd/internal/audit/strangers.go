@@ -21,7 +21,7 @@ const (
 // answer. What is not written down one by one is counted, and the count is written. All
 // methods may be called concurrently.
 type Strangers struct {
-	write  func(Record) error
+	write  func(since time.Time, suppressed int) error
 	bucket *rate.Limiter
 
 	mu      sync.Mutex // guards the rest
@@ -30,10 +30,14 @@ type Strangers struct {
 	timer   *time.Timer // nil when nothing is counted
 }
 
-// NewStrangers returns a count of which write gets to know now and then, in a record
-// that has its time, number and duration.
-func NewStrangers(write func(Record) error) *Strangers {
-	return &Strangers{write: write, bucket: rate.NewLimiter(strangerRate, strangerBurst)}
+// NewStrangers returns a count that write is told of now and then: how many there were
+// since the first of them. burst is how many are written down by themselves at once; zero
+// means 100. After that it is one a second.
+func NewStrangers(burst int, write func(since time.Time, suppressed int) error) *Strangers {
+	if burst == 0 {
+		burst = strangerBurst
+	}
+	return &Strangers{write: write, bucket: rate.NewLimiter(strangerRate, burst)}
 }
 
 // Take says whether the request of a stranger is to be written down by itself; if not,
@@ -71,7 +75,7 @@ func (s *Strangers) Flush() {
 	if n == 0 {
 		return
 	}
-	if err := s.write(Record{Time: since, Suppressed: n, Duration: time.Since(since)}); err != nil {
+	if err := s.write(since, n); err != nil {
 		s.count(n, since)
 	}
 }

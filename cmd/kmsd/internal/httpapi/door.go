@@ -159,8 +159,10 @@ func (h *Handler) authenticate(c *call, r *http.Request) error {
 	}
 	caller, err := h.cfg.Auth.Authenticate(r.Context(), cr)
 	if err != nil {
-		if limited := h.strangers.take(c.record.Time); limited != nil {
+		if !h.strangers.Take(c.record.Time) {
 			c.counted = true
+			limited := api.NewError(api.CodeRateLimited, "too many requests of clients that are not authenticated", nil)
+			limited.RetryAfterMS = 1000
 			return limited
 		}
 		e := api.NewError(api.CodeUnauthenticated, err.Error(), err)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"kmsd/cmd/kmsd/internal/audit"
 	"kmsd/kms/api"
 )
 
@@ -80,7 +81,7 @@ type Handler struct {
 	document  []byte // the OpenAPI document
 	origin    *http.CrossOriginProtection
 	rates     *rates
-	strangers *strangers
+	strangers *audit.Strangers
 	slots     chan struct{} // one token for each request in flight
 	streams   *streams
 
@@ -112,7 +113,7 @@ func New(cfg Config) (*Handler, error) {
 		paths:     new(tree),
 		document:  document,
 		origin:    http.NewCrossOriginProtection(),
-		strangers: newStrangers(cfg.Audit, cfg.Logger, cfg.Limits.Strangers, summaryPause),
+		strangers: newStrangers(cfg),
 		rates:     newRates(cfg.Limits.Rate, cfg.Limits.Burst),
 		slots:     make(chan struct{}, cfg.Limits.InFlight),
 		streams:   newStreams(cfg.Limits.Streams, cfg.Limits.StreamsEach),
@@ -122,13 +123,25 @@ func New(cfg Config) (*Handler, error) {
 	return h, nil
 }
 
+// newStrangers counts those who cannot prove who they are.
+func newStrangers(cfg Config) *audit.Strangers {
+	return audit.NewStrangers(cfg.Limits.Strangers, func(since time.Time, n int) error {
+		r := Record{Time: since, Outcome: string(api.CodeUnauthenticated), Suppressed: n, Duration: time.Since(since)}
+		err := cfg.Audit.Record(context.Background(), r)
+		if err != nil {
+			cfg.Logger.Error("the audit log cannot be written", "suppressed", n, "error", err)
+		}
+		return err
+	})
+}
+
 // Close ends the event streams, and the work on members that may take long. Other
 // requests end by themselves.
 func (h *Handler) Close() { h.close() }
 
 // Flush writes down what the audit log has not been told yet. Call it when no request
 // is left.
-func (h *Handler) Flush() { h.strangers.flush() }
+func (h *Handler) Flush() { h.strangers.Flush() }
 
 // methods are the handlers of one path.
 type methods map[string]http.HandlerFunc

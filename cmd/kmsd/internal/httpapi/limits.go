@@ -20,9 +20,6 @@ func (l Limits) withDefaults() Limits {
 	if l.StreamsEach == 0 {
 		l.StreamsEach = max(1, l.Streams/4)
 	}
-	if l.Strangers == 0 {
-		l.Strangers = strangerBurst
-	}
 	if l.Timeout == 0 {
 		l.Timeout = 30 * time.Second
 	}

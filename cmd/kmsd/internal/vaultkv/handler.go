@@ -130,9 +130,8 @@ func New(cfg Config) (*Handler, error) {
 		cfg.Timeout = requestTime
 	}
 	h := &Handler{cfg: cfg, slots: make(chan struct{}, cfg.InFlight)}
-	h.strangers = audit.NewStrangers(func(r audit.Record) error {
-		r.Outcome = string(api.CodeUnauthenticated)
-		return h.record(r)
+	h.strangers = audit.NewStrangers(0, func(since time.Time, n int) error {
+		return h.record(audit.Record{Time: since, Outcome: string(api.CodeUnauthenticated), Suppressed: n, Duration: time.Since(since)})
 	})
 	h.SetMounts(cfg.Mounts)
 	return h, nil
