@@ -77,6 +77,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exitcode": exitCode,
 			"audited":  writeAudit,
+			"backedup": writeBackup,
 		},
 	})
 }
