@@ -16,8 +16,6 @@ import (
 
 var _ api.Databases = (*KMS)(nil)
 
-var errNotYet = api.NewError(api.CodeInternal, "not built yet", nil)
-
 // CreateDatabase makes a database and, when there is none, its master key. A key that a
 // crash has left without its database is found by the next attempt.
 func (k *KMS) CreateDatabase(ctx context.Context, name string, opts api.DatabaseOptions) (api.Database, error) {

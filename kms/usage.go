@@ -260,8 +260,8 @@ func (r *keyring) wearing(group string) int {
 
 // countWrap counts a wrap under the newest enabled version of a key, and refuses it when
 // there were too many.
-func (key *key) countWrap() error {
-	u := key.uses[key.primary]
+func (k *key) countWrap() error {
+	u := k.uses[k.primary]
 	if u.more() {
 		return nil
 	}
