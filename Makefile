@@ -5,7 +5,7 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo mariadb-demo test lint unit e2e chaos restore-drill fuzz bench proto deps deps-mariadb clean
+.PHONY: help build demo mariadb-demo test lint unit e2e chaos rekey restore-drill fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ KEYS := 200
 
 restore-drill: deps ## back up, erase two tokens, restore: KEYS=10000
 	$(GO) test -count=1 -v -timeout 120m ./e2e -run '^TestRestoreDrill$$' -args -drill-keys $(KEYS)
+
+rekey: KEYS := 1000000
+rekey: deps ## a rekey of KEYS=1000000 data keys on three tokens, with kmsd killed twice on the way
+	$(GO) test -count=1 -v -timeout 60m ./e2e/rekey -args -keys $(KEYS)
 
 fuzz: ## ten seconds of every fuzz target
 	@$(GO) list -f '{{$$d := .ImportPath}}{{range .TestGoFiles}}{{$$d}} {{end}}{{range .XTestGoFiles}}{{$$d}} {{end}}' ./... | tr ' ' '\n' | sort -u | grep . | while read -r p; do \
