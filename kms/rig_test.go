@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,6 +131,7 @@ type rig struct {
 	// enlist is the service's; nil: nobody joins at run time.
 	enlist  func(string, api.MemberSpec) (kms.MemberConfig, error)
 	formats map[string]string // :: database → what its data keys must be
+	level   hclog.Level       // of what is logged; 0: Debug
 	*kms.KMS
 }
 
@@ -182,7 +184,7 @@ func (r *rig) start(store catalog.Store) error {
 	}
 	k, err := kms.Open(r.t.Context(), kms.Config{
 		Catalog: store, Groups: []kms.GroupConfig{r.group}, Enlist: r.enlist, Formats: r.formats,
-		Logger: hclog.New(&hclog.LoggerOptions{Output: r.log, Level: hclog.Debug}),
+		Logger: hclog.New(&hclog.LoggerOptions{Output: r.log, Level: cmp.Or(r.level, hclog.Debug)}),
 	})
 	r.KMS = k
 	return err
