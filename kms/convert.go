@@ -51,7 +51,7 @@ func (k *KMS) databaseToAPI(db catalog.Database) (api.Database, error) {
 		return api.Database{}, err
 	}
 	shown := api.Database{
-		Name: db.Name, Key: db.Key, Group: master.rec.Group, Format: k.formats[db.Name], Created: db.Created, Job: db.Job,
+		Name: db.Name, Key: db.Key, Group: master.rec.Group, Format: k.format(db.Name), Created: db.Created, Job: db.Job,
 	}
 	if master.primary >= 0 {
 		shown.Version = master.rec.Versions[master.primary].Number

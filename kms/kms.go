@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -31,7 +32,7 @@ type KMS struct {
 	ring    *keyring
 	rekeys  *rekeys
 	enlist  func(group string, spec api.MemberSpec) (MemberConfig, error) // nil: nobody joins at run time
-	formats map[string]string                                             // :: database → Config.Formats
+	formats atomic.Pointer[map[string]string]                             // :: database → Config.Formats; replaced whole, never written to
 	masters sync.Map                                                      // :: database → name of its master key, for those that were met
 
 	connector *connector
@@ -68,8 +69,9 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 	}
 	k := &KMS{
 		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(cfg.wraps.orDefault()), events: newHub(cfg.Logger),
-		rekeys: newRekeys(), enlist: cfg.Enlist, formats: cfg.Formats, byName: make(map[string]*keyGroup, len(cfg.Groups)),
+		rekeys: newRekeys(), enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)),
 	}
+	k.SetFormats(cfg.Formats)
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {

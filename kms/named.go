@@ -183,7 +183,7 @@ func (k *KMS) deleteDataKey(ctx context.Context, database, id string) error {
 		if err != nil {
 			return err
 		}
-		if k.formats[database] == api.FormatMariaDB {
+		if k.format(database) == api.FormatMariaDB {
 			return stateError("nothing has to be deleted: a key that no table uses any more does no harm",
 				"%s is not deleted: MariaDB may need every version of it for ever", ofDataKey(database, id))
 		}

@@ -174,7 +174,7 @@ func (k *KMS) plaintextOf(ctx context.Context, master *key, p *dataKeyPut, befor
 
 // checkFormat refuses what the readers of a database could not use.
 func (k *KMS) checkFormat(database string, size int, object bool) error {
-	if k.formats[database] != api.FormatMariaDB {
+	if k.format(database) != api.FormatMariaDB {
 		return nil
 	}
 	if object {

@@ -14,7 +14,7 @@ import (
 
 // KMS says the configuration in the words of package kms.
 func (cfg *Config) KMS(store catalog.Store, log hclog.Logger) kms.Config {
-	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log, Enlist: cfg.Enlist, Formats: cfg.Vault.formats(), Insecure: cfg.insecure()}
+	out := kms.Config{Catalog: store, DriverDir: cfg.DriverDir, Logger: log, Enlist: cfg.Enlist, Formats: cfg.Vault.Formats(), Insecure: cfg.insecure()}
 	for _, g := range cfg.Groups {
 		out.Groups = append(out.Groups, cfg.group(g))
 	}

@@ -25,8 +25,8 @@ type Mount struct {
 
 const maxMountName = 128 // bytes
 
-// formats says for databases what their data keys must be. :: database → format
-func (v Vault) formats() map[string]string {
+// Formats says for databases what their data keys must be. :: database → format
+func (v Vault) Formats() map[string]string {
 	out := map[string]string{}
 	for _, m := range v.Mounts {
 		if m.Format != "" {

@@ -47,8 +47,7 @@ func (s *server) reloadConfig(ctx context.Context) error {
 		s.log.Warn(w)
 	}
 	s.log.SetLevel(level(next.Log.Level))
-	s.current.cfg.Store(next)
-	s.vault.follow(next.Vault)
+	s.use(next)
 	s.recordMembers(old, next)
 	ctx, cancel := context.WithTimeout(ctx, reloadTime)
 	defer cancel()
@@ -57,10 +56,16 @@ func (s *server) reloadConfig(ctx context.Context) error {
 		s.log.Warn("not changed by reading the configuration anew", "what", what)
 	}
 	if err != nil {
-		s.current.cfg.Store(old)
-		s.vault.follow(old.Vault)
+		s.use(old)
 	}
 	return err
+}
+
+// use puts into force what of a configuration needs no HSM.
+func (s *server) use(cfg *config.Config) {
+	s.current.cfg.Store(cfg)
+	s.service.SetFormats(cfg.Vault.Formats())
+	s.vault.follow(cfg.Vault)
 }
 
 // record writes down what a signal has asked for. There is nobody to refuse it to.

@@ -2,7 +2,9 @@ package daemon_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,5 +131,34 @@ func TestWhatNeedsARestartIsSaid(t *testing.T) {
 	r.edit(t, func(text string) string { return strings.Replace(text, "other.jsonl", "audit.jsonl", 1) })
 	if strings.Contains(r.log.String(), "audit has changed") {
 		t.Error("a restart is asked for although the file says again what it said at the start")
+	}
+}
+
+func TestMountsFollowTheFile(t *testing.T) {
+	r := start(t)
+	if _, err := r.client(t).Database(t.Context(), "shop"); !errors.Is(err, api.ErrNotFound) {
+		t.Fatal(err)
+	}
+	r.edit(t, func(text string) string { return strings.Replace(text, "mariadb:", "oracle:", 1) })
+	if strings.Contains(r.log.String(), "it needs a restart") {
+		t.Errorf("a mount needs a restart:\n%s", r.log)
+	}
+	r.edit(t, func(text string) string { return strings.Replace(text, "format: mariadb", "format: oracle", 1) })
+	r.await(t, `vault.mounts.oracle.format: \"oracle\" is not a format`)
+	r.edit(t, func(text string) string {
+		text = strings.Replace(text, "format: oracle", "format: mariadb", 1)
+		return strings.Replace(text, r.site.VaultAddr, "https://127.0.0.1:1", 1)
+	})
+	r.await(t, "vault.listen has changed: it needs a restart")
+}
+
+func TestDatabasesFindNobodyWhileTheGroupIsLost(t *testing.T) {
+	r := start(t)
+	if conn, err := net.Dial("tcp", strings.TrimPrefix(r.site.VaultAddr, "https://")); err == nil {
+		conn.Close()
+		t.Error("the listener for databases is open")
+	}
+	if !strings.Contains(r.log.String(), "databases cannot be served yet") {
+		t.Errorf("the log does not say so:\n%s", r.log)
 	}
 }
