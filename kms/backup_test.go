@@ -249,6 +249,35 @@ func TestRestoreDoesWithoutAMemberThatFails(t *testing.T) {
 	next.wantUnwrap("shop", wrapped["shop"][0])
 }
 
+func TestRestoreDoesWithoutAMemberThatIsLost(t *testing.T) {
+	old := exporting(newRig(t, 3)).mustStart()
+	wrapped := small(old)
+	id := newIdentity(t)
+	file := old.backedUp(id)
+	old.stop()
+
+	next := exporting(newRig(t, 3))
+	calls := 0
+	next.hsms[1].step = func(h *hsm) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if calls++; calls == 9 { // the proof and three keys are two calls each
+			h.current.Crash()
+		}
+	}
+	report, err := next.restore(fileOf(file, id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := report.Members[1]; m.Keys == 7 || !strings.Contains(m.Error, "hsm-b") {
+		t.Errorf("member %+v", m)
+	}
+	next.mustStart()
+	defer next.stop()
+	next.wantConsistent()
+	next.wantUnwrap("shop", wrapped["shop"][0])
+}
+
 func TestAKeyInTheWayIsNotOverwritten(t *testing.T) {
 	old := exporting(newRig(t, 2)).mustStart()
 	old.create("shop")

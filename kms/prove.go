@@ -32,8 +32,9 @@ const atOnce = 4
 // group: unwrapped, compared by its check value, and let go. No token is changed. The
 // configuration's Catalog is not used; members that are away are no error while one of
 // each group is there. No other process should use the members meanwhile.
-func ProveBackup(ctx context.Context, cfg Config, file BackupFile) (_ backup.Contents, err error) {
-	if cfg, err = siteConfig(cfg); err != nil {
+func ProveBackup(ctx context.Context, cfg Config, file BackupFile) (backup.Contents, error) {
+	cfg, err := siteConfig(cfg)
+	if err != nil {
 		return backup.Contents{}, err
 	}
 	survey, err := file.survey()
@@ -44,7 +45,7 @@ func ProveBackup(ctx context.Context, cfg Config, file BackupFile) (_ backup.Con
 	if err != nil {
 		return backup.Contents{}, err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer s.close()
 	if err := s.fits(survey.contents.Header); err != nil {
 		return backup.Contents{}, err
 	}

@@ -38,9 +38,10 @@ type RestoredMember struct {
 // needs as many as its MinCopies now. A key that a member holds already is
 // left as it is when it is the same, so a restore that was cut short is simply run
 // again. Nothing else may use the members or the catalog meanwhile.
-func Restore(ctx context.Context, cfg Config, file BackupFile) (_ RestoreReport, err error) {
+func Restore(ctx context.Context, cfg Config, file BackupFile) (RestoreReport, error) {
 	store := cfg.Catalog
-	if cfg, err = siteConfig(cfg); err != nil {
+	cfg, err := siteConfig(cfg)
+	if err != nil {
 		return RestoreReport{}, err
 	}
 	found, err := file.survey()
@@ -51,7 +52,7 @@ func Restore(ctx context.Context, cfg Config, file BackupFile) (_ RestoreReport,
 	if err != nil {
 		return RestoreReport{}, err
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer s.close()
 	if err := s.ready(ctx, found); err != nil {
 		return RestoreReport{}, err
 	}

@@ -3,7 +3,6 @@ package kms
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -97,15 +96,17 @@ func openSite(ctx context.Context, cfg Config) (*site, error) {
 	return s, nil
 }
 
-func (s *site) close() error {
-	var errs []error
+// close ends the drivers. One that does not end well, as that of a token that was lost, is
+// killed; what was done on the others is no worse for it.
+func (s *site) close() {
 	for _, g := range s.groups {
 		for _, t := range g.tokens {
-			errs = append(errs, t.conn.Close())
+			if err := t.conn.Close(); err != nil {
+				t.conn.Kill()
+			}
 		}
 	}
 	s.tasks.Wait()
-	return errors.Join(errs...)
 }
 
 // group returns a group by its name, nil when it is not configured.
