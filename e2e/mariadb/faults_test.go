@@ -23,46 +23,35 @@ const writesIn = 20 * time.Second
 // it knows the newest version of a key, so it does ask.
 const outage = 5 * believed
 
+// pagesAtOnce makes MariaDB write pages, and so ask for the newest version, all the time.
+const pagesAtOnce = "innodb_max_dirty_pages_pct=0"
+
+// fault is something that happens to kmsd.
+type fault struct {
+	name   string
+	closes bool // nobody listens for databases while it lasts
+	stalls bool // nobody answers nor refuses, so pages wait, and rows behind them
+	hurt   func(s *site, t *testing.T) (heal func())
+}
+
 func TestWritesGoOnWhateverHappensToKmsd(t *testing.T) {
-	s := start(t, "innodb_max_dirty_pages_pct=0") // pages are written at once, so keys are asked for all the time
+	s := start(t, pagesAtOnce)
 	s.do(t, createOrders)
 	w := s.startWriters(t, [writerCount]int{})
 	w.goOn(t, writesIn, 200)
-	faults := []struct {
-		name   string
-		closes bool // nobody listens for databases while it lasts
-		hurt   func(s *site, t *testing.T) (heal func())
-	}{
-		{"a driver is killed", false, (*site).killDriver},
-		{"a driver hangs", false, (*site).freezeDriver},
-		{"kmsd is killed", true, (*site).killKmsd},
-		{"all drivers hang", true, (*site).freezeDrivers},
-		{"no token is there", true, (*site).takeTokens},
+	faults := []fault{
+		{"a driver is killed", false, false, (*site).killDriver},
+		{"a driver hangs", false, false, (*site).freezeDriver},
+		{"kmsd hangs", false, true, (*site).freezeKmsd},
+		{"kmsd is killed", true, false, (*site).killKmsd},
+		{"kmsd is stopped", true, false, (*site).stopKmsd},
+		{"all drivers hang", true, false, (*site).freezeDrivers},
+		{"no token is there", true, false, (*site).takeTokens},
 	}
 	for i, f := range faults {
-		t.Run(f.name, func(t *testing.T) {
-			before := s.mariadb.Log()
-			key := fmt.Sprint(10 + i) // MariaDB has never seen it
-			s.makeKey(t, key)
-			w.takeLongest()
-			heal := f.hurt(s, t)
-			if f.closes {
-				s.awaitNoListener(t)
-			}
-			for begin := time.Now(); time.Since(begin) < outage; {
-				w.goOn(t, writesIn, 20)
-			}
-			s.do(t, fmt.Sprintf("CREATE TABLE shop.during_%d (id INT PRIMARY KEY)", i)) // with key 1, which it has
-			heal()
-			s.awaitListener(t)
-			s.awaitWhole(t)
-			w.goOn(t, writesIn, 20)
-			t.Logf("the slowest insert took %v", w.takeLongest())
-			s.do(t, fmt.Sprintf("CREATE TABLE shop.after_%d (id INT PRIMARY KEY) ENCRYPTION_KEY_ID=%s", i, key))
-			s.do(t, fmt.Sprintf("INSERT INTO shop.after_%d SELECT * FROM shop.seq_1_to_1000", i))
-			s.isSound(t, "shop.orders")
-			s.hasNoComplaint(t, before)
-		})
+		if !t.Run(f.name, func(t *testing.T) { s.withstands(t, w, f, i) }) {
+			t.FailNow() // it may not have been healed
+		}
 	}
 	acked, failures := w.end()
 	if len(failures) > 0 {
@@ -71,10 +60,43 @@ func TestWritesGoOnWhateverHappensToKmsd(t *testing.T) {
 	s.startsOnlyWithItsKeys(t)
 	s.hasRows(t, acked)
 	for i := range faults {
-		s.isSound(t, fmt.Sprintf("shop.during_%d", i))
 		s.isSound(t, fmt.Sprintf("shop.after_%d", i))
 	}
 	s.neverSaidNotFound(t)
+}
+
+// withstands checks that rows are written and tables are made during a fault, unless it stalls
+// MariaDB, and that keys which MariaDB has never had are to be had after it.
+func (s *site) withstands(t *testing.T, w *writers, f fault, i int) {
+	t.Helper()
+	before := s.mariadb.Log()
+	key := fmt.Sprint(10 + i) // MariaDB has never seen it
+	s.makeKey(t, key)
+	w.takeLongest()
+	heal := f.hurt(s, t)
+	if f.closes {
+		s.awaitNoListener(t)
+	}
+	if f.stalls {
+		select {
+		case <-time.After(outage):
+		case <-t.Context().Done():
+		}
+	} else {
+		for begin := time.Now(); time.Since(begin) < outage; {
+			w.goOn(t, writesIn, 20)
+		}
+		s.do(t, fmt.Sprintf("CREATE TABLE shop.during_%d (id INT PRIMARY KEY)", i)) // with key 1, which it has
+	}
+	heal()
+	s.awaitListener(t)
+	s.awaitWhole(t)
+	w.goOn(t, writesIn, 20)
+	t.Logf("the slowest insert took %v", w.takeLongest())
+	s.do(t, fmt.Sprintf("CREATE TABLE shop.after_%d (id INT PRIMARY KEY) ENCRYPTION_KEY_ID=%s", i, key))
+	s.do(t, fmt.Sprintf("INSERT INTO shop.after_%d SELECT * FROM shop.seq_1_to_1000", i))
+	s.isSound(t, "shop.orders")
+	s.hasNoComplaint(t, before)
 }
 
 // startsOnlyWithItsKeys starts MariaDB while there is no HSM, which fails and hurts nothing,
@@ -204,18 +226,40 @@ func (s *site) freezeDrivers(t *testing.T) (heal func()) {
 	}
 }
 
+func (s *site) freezeKmsd(t *testing.T) (heal func()) {
+	t.Helper()
+	pid := s.kmsd.PID()
+	send(t, pid, syscall.SIGSTOP)
+	heal = func() { syscall.Kill(pid, syscall.SIGCONT) }
+	t.Cleanup(heal) // also after a failure: the writers could not end
+	return heal
+}
+
 func (s *site) killKmsd(t *testing.T) (heal func()) {
 	s.kmsd.Kill()
-	return func() {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
-		defer cancel()
-		again, err := devserver.Serve(ctx, devserver.Config{Bin: bin, Dir: s.kmsd.Dir, Env: environment()}, s.kmsd.Env)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.take(t, again)
+	return func() { s.serveAgain(t) }
+}
+
+func (s *site) stopKmsd(t *testing.T) (heal func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	if err := s.kmsd.Stop(ctx); err != nil {
+		t.Fatal(err)
 	}
+	return func() { s.serveAgain(t) }
+}
+
+// serveAgain starts a kmsd that has ended on the configuration that it left.
+func (s *site) serveAgain(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	again, err := devserver.Serve(ctx, devserver.Config{Bin: bin, Dir: s.kmsd.Dir, Env: environment()}, s.kmsd.Env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.take(t, again)
 }
 
 // takeTokens takes the folders of all tokens away and ends their drivers, as when HSMs are
