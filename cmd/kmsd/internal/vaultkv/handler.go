@@ -12,7 +12,9 @@
 //	GET, LIST   /v1/MOUNT/metadata/[FOLDER]?list=true
 //	POST, PUT   /v1/MOUNT/rotate/KEY                an HSM makes the next version; not in Vault
 //
-// The mount is what the configuration calls it, with the text of X-Vault-Namespace and a
+// X-Vault-Token has a token of kmsd's, whose policies allow named-get, named-put,
+// named-list or named-delete on the database; any of these lets it see the mount. The
+// mount is what the configuration calls it, with the text of X-Vault-Namespace and a
 // slash before it if there is such a header. KEY is opaque: its bytes are those of the
 // path, percent-decoded once, and neither cleaned nor redirected.
 //
@@ -183,7 +185,10 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 func giveBack(b *bytes.Buffer) {
 	clear(b.Bytes())
 	b.Reset()
-	buffers.Put(b)
+	const keep = 256 << 10 // bytes; the buffer of a huge list is not kept for keys
+	if b.Cap() <= keep {
+		buffers.Put(b)
+	}
 }
 
 // answer writes a whole answer. A client that is gone is not worth a line.
