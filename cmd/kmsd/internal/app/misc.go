@@ -108,6 +108,11 @@ driver_dir: /usr/lib/kmsd/drivers
 auth: {tokens: tokens.yaml, policies: policies.yaml}
 audit: {file: /var/log/kmsd/audit.jsonl}
 log: {level: info}                   # trace, debug, info, warn, error
+vault:                               # optional: databases take their keys here, as from a Vault
+  listen: "https://127.0.0.1:8421"   # closed while no HSM serves
+  mounts:                            # read again on SIGHUP
+    mariadb: {database: shop, format: mariadb}    # format: what MariaDB cannot use is refused
+    team/db1: {database: erp}
 groups:
   - name: default
     domain: {file: domain}           # at least 32 bytes, the same for every member

@@ -16,7 +16,7 @@ func newServe(s *session) *cobra.Command {
 		Use:   "serve -c FILE",
 		Short: "Run a server",
 		Long: "Run a server until SIGTERM or SIGINT; requests under way get 10 seconds to end.\n\n" +
-			"SIGHUP reads certificates, tokens, policies and the log level anew and reopens the audit log.\n" +
+			"SIGHUP reads certificates, tokens, policies, members, mounts and the log level anew and reopens the audit log.\n" +
 			"Certificates are also read when they change. The log goes to stderr, as JSON unless that is a\nterminal. See kmsd help configuration.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

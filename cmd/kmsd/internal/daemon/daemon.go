@@ -6,7 +6,7 @@
 // all.
 //
 // SIGHUP reads certificates, tokens, policies and the log level anew, reopens the audit
-// log, and makes the members of the groups those of the file. What cannot be read is
+// log, and makes the mounts and the members of the groups those of the file. What cannot be read is
 // logged and leaves the old in force. What else has changed and needs a restart is
 // logged in words.
 package daemon
