@@ -8,25 +8,35 @@ import (
 	"kmsd/kms/api/apitest"
 	"kmsd/kms/catalog"
 	"kmsd/kms/catalog/boltcat"
+	"kmsd/kms/catalog/catalogtest"
 )
 
 func TestServiceKeepsDataKeys(t *testing.T) {
-	t.Run("in memory", func(t *testing.T) {
-		apitest.RunDatabases(t, func(t *testing.T) apitest.DatabaseService {
+	for name, open := range services() {
+		t.Run(name, func(t *testing.T) { apitest.RunDatabases(t, open) })
+	}
+}
+
+func TestServiceRekeys(t *testing.T) {
+	for name, open := range services() {
+		t.Run(name, func(t *testing.T) { apitest.RunRekeys(t, open) })
+	}
+}
+
+// services opens a service on each kind of store.
+func services() map[string]apitest.OpenDatabases {
+	open := func(store func(*testing.T) catalog.Store) apitest.OpenDatabases {
+		return func(t *testing.T) apitest.DatabaseService {
 			r := newDatabaseRig(t)
-			r.mustStart()
+			r.mustStartOn(store(t))
 			t.Cleanup(r.stop)
 			return r.KMS
-		})
-	})
-	t.Run("on disk", func(t *testing.T) {
-		apitest.RunDatabases(t, func(t *testing.T) apitest.DatabaseService {
-			r := newDatabaseRig(t)
-			r.mustStartOn(openBolt(t))
-			t.Cleanup(r.stop)
-			return r.KMS
-		})
-	})
+		}
+	}
+	return map[string]apitest.OpenDatabases{
+		"in memory": open(func(*testing.T) catalog.Store { return catalogtest.NewMemory() }),
+		"on disk":   open(func(t *testing.T) catalog.Store { return openBolt(t) }),
+	}
 }
 
 // newDatabaseRig makes a rig of two members in which one database is for MariaDB.

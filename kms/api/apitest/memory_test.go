@@ -22,3 +22,7 @@ func TestMemoryKeepsDataKeys(t *testing.T) {
 		return &apitest.Memory{Formats: map[string]string{apitest.MariaDB: api.FormatMariaDB}}
 	})
 }
+
+func TestMemoryRekeys(t *testing.T) {
+	apitest.RunRekeys(t, func(*testing.T) apitest.DatabaseService { return new(apitest.Memory) })
+}

@@ -15,7 +15,7 @@ import (
 func (k *memoryKey) setVersion(i int, s api.State, at *time.Time) {
 	k.Versions[i].State, k.Versions[i].DestroyAt = s, at
 	if s == api.StateDestroyed {
-		k.secrets[i] = secret{}
+		k.secrets[i] = secret{identity: k.secrets[i].identity}
 	}
 	k.State, k.Primary, k.DestroyAt = api.StateDestroyed, 0, nil
 	for _, liveliest := range []api.State{api.StateDestroyScheduled, api.StateDisabled, api.StateEnabled} {
