@@ -18,9 +18,11 @@ import (
 
 // The client over TLS keeps the promises of the databases behind it.
 func TestDatabasesOverTLS(t *testing.T) {
-	apitest.RunDatabases(t, func(t *testing.T) apitest.DatabaseService {
+	open := func(t *testing.T) apitest.DatabaseService {
 		return start(t, &apitest.Memory{Formats: map[string]string{apitest.MariaDB: api.FormatMariaDB}}, nil).client(t, nil)
-	})
+	}
+	apitest.RunDatabases(t, open)
+	apitest.RunRekeys(t, open)
 }
 
 // erp starts a kmsd with the database erp.
