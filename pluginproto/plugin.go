@@ -17,10 +17,11 @@ const PluginName = "driver"
 const ParentPIDEnv = "KMSD_PARENT_PID"
 
 // Handshake is what a supervisor and a driver process agree on before anything
-// else. The protocol version is that of package kmsd.driver.v1.
+// else. The protocol version counts up whenever one of them must not take the other for
+// one of its own: a driver before version 2 would keep a key that it is asked to prove.
 func Handshake() plugin.HandshakeConfig {
 	return plugin.HandshakeConfig{
-		ProtocolVersion:  1,
+		ProtocolVersion:  2,
 		MagicCookieKey:   "KMSD_DRIVER",
 		MagicCookieValue: "b1cc0d5e9a7b4a6fa4a1f4ed2c4f0e6b",
 	}
