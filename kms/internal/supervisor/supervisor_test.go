@@ -82,6 +82,41 @@ func wantGone(t *testing.T, p *supervisor.Process, within time.Duration) {
 	}
 }
 
+// freeze stops a process and returns when every thread of it stands still, which is not
+// yet so when the signal is sent.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for began := time.Now(); !standsStill(t, pid); <-look.C {
+		if time.Since(began) > patience {
+			t.Fatalf("process %d does not stand still after %v", pid, patience)
+		}
+	}
+}
+
+func standsStill(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("process %d has %d threads: %v", pid, len(threads), err)
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The state follows the name, which is in brackets and may have any character.
+		if after := stat[bytes.LastIndexByte(stat, ')')+1:]; !bytes.HasPrefix(after, []byte(" T")) {
+			return false
+		}
+	}
+	return true
+}
+
 func wantNoDirectories(t *testing.T) {
 	t.Helper()
 	left, err := filepath.Glob(filepath.Join(os.TempDir(), "kmsd-driver-*"))
@@ -107,9 +142,7 @@ func TestADriverServesUntilItIsClosed(t *testing.T) {
 func TestKillEndsAFrozenDriverWithAllThatWaitsForIt(t *testing.T) {
 	shortTempDir(t)
 	p := start(t)
-	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, p.PID())
 	failed := make(chan error)
 	go func() {
 		_, err := p.Do(context.Background(), pluginproto.Command{Op: pluginproto.OpProbe})
