@@ -170,7 +170,7 @@ func (k *KMS) readDatabase(ctx context.Context, name string) (catalog.Database, 
 	}
 	db, err := k.catalog.Database(ctx, name)
 	if errors.Is(err, catalog.ErrNotFound) {
-		return catalog.Database{}, api.NewError(api.CodeNotFound, fmt.Sprintf("there is no database %q", name), nil)
+		return catalog.Database{}, api.NewError(api.CodeNotFound, fmt.Sprintf("there is no database %q", name), api.ErrNoDatabase)
 	}
 	return db, err
 }

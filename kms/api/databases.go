@@ -102,6 +102,9 @@ type NamedKeyPut struct {
 var (
 	ErrCAS     = errors.New("the newest version is another one")
 	ErrDeleted = errors.New("the version is deleted")
+	// ErrNoDatabase: what was asked for is not there, and its whole database neither. Where
+	// one is expected, that is no news of a data key: the catalog may be another one.
+	ErrNoDatabase = errors.New("there is no such database")
 )
 
 // NamedKey is a version of a data key.

@@ -71,7 +71,7 @@ func (m *Memory) in(ctx context.Context, method, name string, f func(db *memoryD
 	defer m.mu.Unlock()
 	db, ok := m.databases[name]
 	if !ok {
-		return api.NewError(api.CodeNotFound, "there is no database "+name, nil)
+		return api.NewError(api.CodeNotFound, "there is no database "+name, api.ErrNoDatabase)
 	}
 	return f(db)
 }

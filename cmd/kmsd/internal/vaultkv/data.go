@@ -105,7 +105,7 @@ func (c *call) delete() error {
 	if c.behind.Format == api.FormatMariaDB {
 		return badRequest("mount %s keeps every version: MariaDB may ask for any of them as long as its data live", c.mount)
 	}
-	if err := c.h.cfg.Keys.DeleteNamedKey(c.ctx, c.behind.Database, c.id); err != nil && !errors.Is(err, api.ErrNotFound) {
+	if err := c.h.cfg.Keys.DeleteNamedKey(c.ctx, c.behind.Database, c.id); err != nil && (!errors.Is(err, api.ErrNotFound) || errors.Is(err, api.ErrNoDatabase)) {
 		return err
 	}
 	c.status = http.StatusNoContent

@@ -164,8 +164,11 @@ func (c *call) log(err error) {
 	if e := (*api.Error)(nil); errors.As(err, &e) && e.Retryable {
 		level = hclog.Debug
 	}
-	c.h.cfg.Logger.Log(level, "a database gets no answer: its connection is closed", "request_id", c.record.RequestID,
-		"principal", c.record.Principal, "mount", c.mount, "key", c.id, "code", c.record.Outcome, "error", err)
+	about := []any{"request_id", c.record.RequestID, "principal", c.record.Principal, "mount", c.mount, "key", c.id, "code", c.record.Outcome, "error", err}
+	if errors.Is(err, api.ErrNoDatabase) {
+		about = append(about, "hint", "if it is new: kmsd database create "+c.behind.Database+"; if not, kmsd has another catalog than it had")
+	}
+	c.h.cfg.Logger.Log(level, "a database gets no answer: its connection is closed", about...)
 }
 
 // write writes a success in Vault's envelope.

@@ -47,6 +47,11 @@ func refusalOf(err error) *refusal {
 	}
 	switch e.Code {
 	case api.CodeNotFound:
+		// The mount says that there is a database. A catalog without it may be the wrong
+		// one, or its disk may be missing, and that must not pass for the absence of a key.
+		if errors.Is(err, api.ErrNoDatabase) {
+			return nil
+		}
 		return &refusal{status: http.StatusNotFound, code: e.Code}
 	case api.CodeBadRequest:
 		return refuse(http.StatusBadRequest, e.Code, e.Message)

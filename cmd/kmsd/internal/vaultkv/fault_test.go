@@ -73,6 +73,30 @@ func http2Get(t *testing.T, s *site, path string) *http.Request {
 	return r
 }
 
+// A kmsd whose catalog is not the one that it had knows nothing of a mount's database. A
+// client that is told that its key is not there may make another.
+func TestAMountWithoutItsDatabaseSaysNothingOfKeys(t *testing.T) {
+	s := start(t, nil)
+	mounted := func(method, below string) string {
+		return method + " /v1/later/" + below + " HTTP/1.1\nHost: kms.example\nX-Vault-Token: " + token
+	}
+	for _, request := range []string{
+		mounted("GET", "data/1"), mounted("GET", "data/1?version=1"), mounted("GET", "metadata/1"), mounted("GET", "metadata/?list=true"), mounted("DELETE", "data/1"),
+	} {
+		if status, body, err := s.ask(t, request); err == nil {
+			t.Errorf("%.40s: answered %d %s", request, status, body)
+		}
+		if got := s.trail.last(); got.Outcome != string(api.CodeNotFound) || got.Database != "later" {
+			t.Errorf("%.40s: recorded %+v", request, got)
+		}
+	}
+	for _, request := range []string{mounted("POST", "data/1") + "\n\n" + `{"data":{"a":"b"}}`, mounted("POST", "rotate/1")} {
+		if status, body, err := s.ask(t, request); err != nil || status != http.StatusNotFound || !strings.Contains(body, "there is no database later") {
+			t.Errorf("%.40s: got %d %s, %v; want to be told that nothing was written, and why", request, status, body, err)
+		}
+	}
+}
+
 func TestAPanicHasNoAnswer(t *testing.T) {
 	s := start(t, nil)
 	s.faults.set(func(context.Context) error { panic("a plaintext") })

@@ -20,7 +20,8 @@
 //
 // An answer is always certain. 404 says that it is known that there is no such thing,
 // 403 that somebody has decided so, 400 that the request can never succeed. Whatever
-// is a fault of kmsd or of its HSMs has no answer at all: the connection is closed.
+// is a fault of kmsd or of its HSMs has no answer at all: the connection is closed. So
+// is it when a key is read whose mount has no database: the catalog may be the wrong one.
 // MariaDB goes on with the keys that it has in memory when a connection fails, but
 // not after a status of 5xx or 429, and a database that is told "not found" makes a new
 // key and loses what the old one has encrypted.
