@@ -255,12 +255,21 @@ func TestMariaDBIsToldWhy(t *testing.T) {
 func TestErrorsOfDataKeysHaveTheirCauses(t *testing.T) {
 	k := newKeeper(t)
 	k.put("shop", "1", "secret")
-	for cas, want := range map[int]error{0: kms.ErrExists, 7: kms.ErrState} {
+	for cas, want := range map[int]struct {
+		err  error
+		text string
+	}{
+		0: {kms.ErrExists, `there is a data key "1" of database "shop" already, its newest version is 1`},
+		7: {kms.ErrState, `the newest version of data key "1" of database "shop" is 1, but cas is 7`},
+	} {
 		_, err := k.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{CAS: &cas})
-		wantError(t, err, want, fmt.Sprintf(`the newest version of data key "1" of database "shop" is 1, but cas is %d`, cas))
+		wantError(t, err, want.err, want.text)
 		if !errors.Is(err, api.ErrCAS) {
 			t.Errorf("the cause of %v is not %v", err, api.ErrCAS)
 		}
+	}
+	if _, err := k.NamedKey(t.Context(), "nowhere", "1", 0); !errors.Is(err, kms.ErrNotFound) || !errors.Is(err, api.ErrNoDatabase) {
+		t.Errorf("the cause of %v is not %v", err, api.ErrNoDatabase)
 	}
 	if err := k.DeleteNamedKey(t.Context(), "shop", "1"); err != nil {
 		t.Fatal(err)

@@ -132,14 +132,16 @@ func (p *dataKeyPut) follows(before catalog.DataKey) error {
 	case p.CAS == nil || *p.CAS == before.Number:
 		return nil
 	}
-	code, is := api.CodeState, fmt.Sprintf("the newest version of %s is %d", which, before.Number)
-	if *p.CAS == 0 {
-		code = api.CodeExists
+	if *p.CAS == 0 { // whoever asks wants to make it, by cas or by a command
+		e := api.NewError(api.CodeExists, fmt.Sprintf("there is a %s already, its newest version is %d", which, before.Number), api.ErrCAS)
+		e.Hint = "to make its next version, rotate it"
+		return e
 	}
+	is := fmt.Sprintf("the newest version of %s is %d", which, before.Number)
 	if before.Number == 0 {
 		is = "there is no " + which
 	}
-	e := api.NewError(code, fmt.Sprintf("%s, but cas is %d", is, *p.CAS), api.ErrCAS)
+	e := api.NewError(api.CodeState, fmt.Sprintf("%s, but cas is %d", is, *p.CAS), api.ErrCAS)
 	e.Hint = "somebody else has put it meanwhile; read it before you put it again"
 	return e
 }
