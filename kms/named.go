@@ -44,7 +44,10 @@ func (k *KMS) NamedKey(ctx context.Context, database, id string, version int) (a
 	ctx, cancel := begin(ctx)
 	defer cancel()
 	named, err := k.namedKey(ctx, database, id, version)
-	return named, translate("reading "+ofDataKey(database, id), err)
+	if err != nil {
+		return api.NamedKey{}, translate("reading "+ofDataKey(database, id), err)
+	}
+	return named, nil
 }
 
 func (k *KMS) namedKey(ctx context.Context, database, id string, version int) (api.NamedKey, error) {
@@ -207,8 +210,19 @@ func (k *KMS) deleteDataKey(ctx context.Context, database, id string) error {
 
 // isDeleted finds out how the writing of a mark that returned an error has ended.
 func (k *KMS) isDeleted(ctx context.Context, dk catalog.DataKey) bool {
+	v, err := k.versionNow(ctx, dk)
+	return err == nil && v.Number == dk.Number && v.Deleted != nil
+}
+
+// versionNow reads the version that a record has as its newest, wherever that is now, or
+// the newest there is when it does not exist. The end of ctx does not end that.
+func (k *KMS) versionNow(ctx context.Context, dk catalog.DataKey) (catalog.DataVersion, error) {
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
 	current, err := k.catalog.DataKey(ctx, dk.Database, dk.ID)
-	return err == nil && current.Number == dk.Number && current.Deleted != nil
+	if err != nil || current.Number <= dk.Number {
+		return current.DataVersion, err
+	}
+	old, err := k.catalog.OldVersion(ctx, dk.Database, dk.ID, dk.Number)
+	return old.DataVersion, err
 }

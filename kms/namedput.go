@@ -201,25 +201,30 @@ func (k *KMS) commitDataKey(ctx context.Context, master *key, before catalog.Dat
 		old = &catalog.OldVersion{Database: before.Database, ID: before.ID, DataVersion: before.DataVersion}
 	}
 	committed, err := k.catalog.PutDataKey(ctx, master.rec, next, old)
-	if err == nil || errors.Is(err, catalog.ErrConflict) {
+	if err == nil || nothingChanged(err) {
 		return committed, err
 	}
-	ctx, cancel := cleanup(ctx)
-	defer cancel()
-	current, lookup := k.catalog.DataKey(ctx, next.Database, next.ID)
-	if lookup == nil && current.Number > v.Number { // somebody has put one after it
-		var found catalog.OldVersion
-		found, lookup = k.catalog.OldVersion(ctx, next.Database, next.ID, v.Number)
-		current.DataVersion = found.DataVersion
-	}
+	found, lookup := k.versionNow(ctx, next)
 	switch {
-	case lookup == nil && bytes.Equal(current.Envelope, v.Envelope):
+	case lookup == nil && bytes.Equal(found.Envelope, v.Envelope):
 		return next, nil
-	case lookup == nil && current.Number < v.Number, errors.Is(lookup, catalog.ErrNotFound):
+	case lookup == nil && found.Number < v.Number, errors.Is(lookup, catalog.ErrNotFound):
 		return catalog.DataKey{}, err
 	}
 	e := api.NewError(api.CodeUnavailable, fmt.Sprintf("it is not known whether version %d of %s was made: %v",
 		v.Number, ofDataKey(next.Database, next.ID), err), err)
 	e.Hint = "describe the data key before you put it again"
 	return catalog.DataKey{}, e
+}
+
+// nothingChanged reports whether an error of the catalog's Apply says so.
+func nothingChanged(err error) bool {
+	for _, certain := range []error{
+		catalog.ErrConflict, catalog.ErrTooLarge, catalog.ErrFull, catalog.ErrClosed, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, certain) {
+			return true
+		}
+	}
+	return false
 }

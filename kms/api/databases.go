@@ -14,20 +14,27 @@ import (
 // called concurrently. Every error is an [*Error]. A context without a deadline gets
 // one of 30 seconds.
 //
-// A data key's ID is 1 to 255 bytes of any value.
+// A data key's ID is 1 to 255 bytes of any value. That something does not exist
+// (ErrNotFound) is said only when it is certain: a fault of an HSM or of the catalog is
+// another error. A master key that is disabled, or waits for its destruction, is ErrState.
 type Databases interface {
 	// CreateDatabase makes a database and, when there is no key of that name, its master
-	// key. The name is as that of a key.
+	// key. The name is as that of a key. A key that exists can be the master key of any
+	// number of databases if it is an AES key and enabled, and no option says that it
+	// should be another than it is: ErrBadRequest. A name that is taken is ErrExists.
 	CreateDatabase(ctx context.Context, name string, opts DatabaseOptions) (Database, error)
 	Database(ctx context.Context, name string) (Database, error)
 	// Databases lists databases by name. An empty Next means the end.
 	Databases(ctx context.Context, opts ListOptions) (DatabasePage, error)
 
-	// PutNamedKey makes the first or the next version of a data key. The answer has no
-	// plaintext.
+	// PutNamedKey makes the first or the next version of a data key, 100,000 at most. The
+	// answer has no plaintext; it comes when the version will survive a crash. Versions are
+	// numbered from 1 without gaps, whoever puts at the same time. Doing it again makes
+	// another version, but for CAS.
 	PutNamedKey(ctx context.Context, database, id string, put NamedKeyPut) (NamedKey, error)
 	// RotateNamedKey makes the next version of a data key in the random source of an HSM, as
-	// long as the newest is. The answer has no plaintext.
+	// long as the newest is. The answer has no plaintext. A data key that does not exist or
+	// is deleted is ErrNotFound, and an object, which only its client can make, ErrState.
 	RotateNamedKey(ctx context.Context, database, id string) (NamedKey, error)
 	// NamedKey returns a version of a data key with its plaintext, which the caller wipes;
 	// version 0 is the newest. A deleted version is ErrNotFound whose cause is ErrDeleted.
@@ -38,7 +45,8 @@ type Databases interface {
 	// NamedKeys lists data keys by ID, without plaintext. It needs no HSM.
 	NamedKeys(ctx context.Context, database string, opts ListOptions) (NamedKeyPage, error)
 	// DeleteNamedKey marks the newest version of a data key as deleted. It is kept, but given
-	// to nobody any more; the next PutNamedKey makes a version after it.
+	// to nobody any more; the next PutNamedKey makes a version after it. Doing it again is no
+	// error. A database whose format is FormatMariaDB refuses it: ErrState.
 	DeleteNamedKey(ctx context.Context, database, id string) error
 
 	// Rekey makes the next version of a database's master key and begins a job that wraps every
