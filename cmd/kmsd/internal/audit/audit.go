@@ -138,7 +138,7 @@ func openFile(path string) (_ *os.File, err error) {
 	case !info.Mode().IsRegular():
 		return nil, errors.New("it is not a regular file")
 	case !owned.ByUs(info):
-		return nil, errors.New("it belongs to another user, who could alter it (chown it to the user of kmsd)")
+		return nil, fmt.Errorf("it belongs to another user, who could alter it (%s)", owned.Advice(info))
 	case info.Mode().Perm()&0o022 != 0:
 		return nil, fmt.Errorf("its mode is %04o, but nobody but its owner may write it (chmod go-w)", info.Mode().Perm())
 	}

@@ -98,7 +98,7 @@ func readFile(path string, forbidden os.FileMode, who string) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, errors.New("it is not a regular file")
 	case !owned.ByUs(info):
-		return nil, errors.New("it belongs to another user, who could let anybody in (chown it to root or the user of kmsd)")
+		return nil, fmt.Errorf("it belongs to another user, who could let anybody in (%s)", owned.Advice(info))
 	case info.Mode().Perm()&forbidden != 0:
 		return nil, fmt.Errorf("its mode is %04o, but %s (chmod %04o)", info.Mode().Perm(), who, info.Mode().Perm()&^forbidden)
 	}

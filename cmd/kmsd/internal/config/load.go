@@ -82,7 +82,7 @@ func Inspect(path string, opts Options) (*Config, error) {
 	case info.Mode().Perm()&0o002 != 0:
 		c.add("", "mode %04o lets anybody change it; chmod 600 it", info.Mode().Perm())
 	case !owned.ByUs(info):
-		c.add("", "it belongs to another user; chown it to root or the user of kmsd")
+		c.add("", "it belongs to another user; %s", owned.Advice(info))
 	}
 	if cfg != nil {
 		resolve(reflect.ValueOf(cfg).Elem(), dir)

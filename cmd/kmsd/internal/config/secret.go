@@ -106,7 +106,7 @@ func readPrivate(path string, limit int64) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	case !owned.ByUs(info):
-		return nil, fmt.Errorf("%s belongs to another user; chown it to the user of kmsd", path)
+		return nil, fmt.Errorf("%s belongs to another user; %s", path, owned.Advice(info))
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("mode %04o lets others at %s; chmod 600 it", info.Mode().Perm(), path)
 	case info.Size() > limit:

@@ -35,4 +35,11 @@ func TestByUs(t *testing.T) {
 	if ours(path) {
 		t.Error("another's file is ours")
 	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := owned.Advice(info); got != "if that is the user of kmsd, run this as it: sudo -u nobody; if not, chown it" {
+		t.Errorf("the advice is %q", got)
+	}
 }
