@@ -54,6 +54,7 @@ func Check(requests []Request, final Final) []Violation {
 	c.envelopes(requests)
 	c.ends()
 	c.tokens()
+	c.named(requests)
 	return c.found
 }
 
@@ -65,6 +66,7 @@ type life struct {
 	destroyed time.Time // when that was acknowledged; zero: never
 	doomed    bool      // a destruction was at least asked for
 	versions  []Request // that were acknowledged
+	named     bool      // it is a data key of a database
 }
 
 type change struct {
@@ -106,8 +108,16 @@ func (c *checker) read(requests []Request) {
 				l.created = r.End
 				l.versions = append(l.versions, r)
 			}
-		case Rotate:
+		case Rotate, Rekey:
 			if r.acknowledged() {
+				l.versions = append(l.versions, r)
+			}
+		case PutNamed, RotateNamed:
+			l.named = true
+			if r.acknowledged() {
+				if l.created.IsZero() || r.End.Before(l.created) {
+					l.created = r.End
+				}
 				l.versions = append(l.versions, r)
 			}
 		case Destroy:
@@ -212,7 +222,7 @@ func earliest(a, b time.Time) time.Time {
 // excuses says whether a failed request had to be expected: the key was not there for
 // certain yet, was made before, or may have been disabled or destroyed.
 func (l *life) excuses(r Request) bool {
-	if r.Hurried && passing(r.Code) {
+	if (r.Hurried || r.Vault) && passing(r.Code) {
 		return true
 	}
 	switch r.Code {
@@ -221,6 +231,9 @@ func (l *life) excuses(r Request) bool {
 	case api.CodeExists:
 		return r.Op == Create && l.tried.Before(r.Start)
 	case api.CodeState:
+		if r.Op == Rekey { // one that was not acknowledged may be under way
+			return true
+		}
 		// It may be until a later change is known to have taken it back.
 		return slices.ContainsFunc(l.changes, func(ch change) bool { return ch.op != Enable && ch.start.Before(r.End) })
 	default:
@@ -292,6 +305,7 @@ func (c *checker) ends() {
 		l := c.lives[key]
 		state, there := c.final.States[key]
 		switch {
+		case l.named: // see dataKeys
 		case !l.created.IsZero() && !there:
 			c.report(Lost, "key %s is not there any more", key)
 		case !l.destroyed.IsZero() && state != api.StateDestroyed:

@@ -14,8 +14,8 @@ import (
 	"kmsd/kms/api"
 )
 
-// inspect waits until the group is whole, opens every envelope that was ever handed
-// out, ends kmsd, and looks at the catalog and the tokens themselves.
+// inspect waits until the group is whole, rekeys the database, opens every envelope that was
+// ever handed out, ends kmsd, and looks at the catalog and the tokens themselves.
 func (s *site) inspect(t *testing.T, l *load) chaos.Final {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
@@ -24,6 +24,7 @@ func (s *site) inspect(t *testing.T, l *load) chaos.Final {
 	if _, err := devserver.AwaitWhole(ctx, s.operator); err != nil {
 		t.Fatal(err)
 	}
+	l.shop.settle(ctx, t, &final)
 	s.askKeys(ctx, t, l, &final)
 	l.unwrapAll()
 	if err := s.server.Stop(ctx); err != nil {
@@ -92,12 +93,15 @@ func (s *site) readDisks(ctx context.Context, t *testing.T, final *chaos.Final) 
 		t.Fatal(err)
 	}
 	final.Living, final.Gone, final.Open = cat.Living, cat.Gone, cat.Open
-	for _, h := range s.hsms {
+	for i, h := range s.hsms {
 		d, end, err := s.open(ctx, h)
 		if err != nil {
 			t.Fatal(err)
 		}
 		objects, err := d.List(ctx)
+		if i == 0 && err == nil {
+			readNamed(ctx, t, d, cat, final)
+		}
 		end()
 		if err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ const (
 // idempotent says whether a client may send it twice.
 func (o Op) idempotent() bool {
 	switch o {
-	case Wrap, Unwrap, Rewrap, DataKey, Sign, VerifySignature, Random:
+	case Wrap, Unwrap, Rewrap, DataKey, Sign, VerifySignature, Random, GetNamed:
 		return true
 	default:
 		return false
@@ -68,10 +68,14 @@ type Request struct {
 	Plain    string   // digest: of what was wrapped, or of what an unwrap returned
 	Envelope string   // digest: what a wrap, rewrap or datakey returned, or an unwrap was given
 	From     string   // digest: what a rewrap was given
-	Version  int      // that a create or rotate made
+	Version  int      // that was made, or of a data key was read
 	Copies   []string // of it: the members that hold it
 	Least    int      // of it: how many members had to hold it
 	Valid    bool     // what a verify-signature said
+
+	Newest bool // a get-named that asked for the newest version
+	Vault  bool // sent once, to the listener for databases, which may give no answer
+	Status int  // of its answer; 0: none
 }
 
 func (r Request) acknowledged() bool { return r.Code == "" }
@@ -117,4 +121,7 @@ type Final struct {
 	// should be, and why.
 	Unverified map[string]string
 	Stalls     []Stall // in any order; they may overlap
+
+	Named  map[string]map[int]Stored // of the catalog :: data key → version → what was found
+	Master int                       // version of their master key that the last rekey has made
 }

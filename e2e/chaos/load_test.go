@@ -38,6 +38,7 @@ type envelope struct {
 type load struct {
 	c       *client.Client // as programs use it: tries again until the deadline
 	history *chaos.History
+	shop    *shop
 	keys    []string // that are only used and rotated; the last one signs
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -70,9 +71,12 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 			t.Fatalf("creating key %s before any fault", key)
 		}
 	}
+	l.shop = newShop(t, l, s)
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
-	l.wg.Go(func() { l.programs(ctx) })
+	l.wg.Go(func() { l.programs(ctx, worksPerSecond, l.work) })
+	l.wg.Go(func() { l.programs(ctx, asksPerSecond, l.shop.ask) })
+	l.wg.Go(func() { l.shop.rekeys(ctx, t) })
 	l.wg.Go(func() { l.watch(ctx) })
 	for m := range managers {
 		l.wg.Go(func() { l.manager(ctx, m) })
@@ -94,8 +98,8 @@ func (l *load) end() {
 const mostWaiting = 128
 
 // programs begin at a fixed rate, unless too many wait.
-func (l *load) programs(ctx context.Context) {
-	tick := time.NewTicker(time.Second / worksPerSecond)
+func (l *load) programs(ctx context.Context, perSecond time.Duration, work func()) {
+	tick := time.NewTicker(time.Second / perSecond)
 	defer tick.Stop()
 	places := make(chan struct{}, mostWaiting)
 	for {
@@ -108,7 +112,7 @@ func (l *load) programs(ctx context.Context) {
 		case places <- struct{}{}:
 			l.wg.Go(func() {
 				defer func() { <-places }()
-				l.work()
+				work()
 			})
 		default:
 		}

@@ -126,7 +126,15 @@ func (s *site) prepare(members int) {
 		t.Fatal(err)
 	}
 	s.catalog = newDisk(t, filepath.Join(s.dir, "catalog"))
-	s.yaml["catalog"] = map[string]any{"bolt": map[string]any{"path": filepath.Join(s.catalog.path, "catalog.db")}}
+	// Its catalog has the master key of a database, which the tokens hold already.
+	catalog := filepath.Join(s.catalog.path, "catalog.db")
+	if b, err = os.ReadFile(filepath.Join(s.dir, "catalog.db")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(catalog, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.yaml["catalog"] = map[string]any{"bolt": map[string]any{"path": catalog}}
 	group := s.yaml["groups"].([]any)[0].(map[string]any)
 	group["command_timeout"] = commandTimeout.String()
 	group["recovery"] = map[string]any{"interval": "1s"}

@@ -175,7 +175,9 @@ func Unwrap(ctx context.Context, d pluginproto.Driver, envelope, aad []byte) ([]
 type Catalog struct {
 	Living map[string]string // identity of a version that is not destroyed → its check value
 	Gone   map[string]bool   // identities with a tombstone
-	Open   []string          // operations and destructions that are not finished
+	Open   []string          // operations, destructions and jobs that are not finished
+	// DataKeys are all versions of all named data keys, in no meaningful order.
+	DataKeys []catalog.OldVersion
 }
 
 // ReadCatalog reads the file of a catalog that nobody uses.
@@ -216,5 +218,37 @@ func ReadCatalog(ctx context.Context, path string) (_ Catalog, err error) {
 		}
 		c.Open = append(c.Open, fmt.Sprintf("an operation is still open: %+v", in))
 	}
+	for job, err := range cat.Jobs(ctx) {
+		if err != nil {
+			return c, err
+		}
+		if job.State == catalog.JobRunning {
+			c.Open = append(c.Open, fmt.Sprintf("job %s of database %s is still running: %s", job.ID, job.Database, job.Reason))
+		}
+	}
+	for db, err := range cat.Databases(ctx, "", "", 0) {
+		if err != nil {
+			return c, err
+		}
+		if err := c.readDataKeys(ctx, cat, db.Name); err != nil {
+			return c, err
+		}
+	}
 	return c, nil
+}
+
+func (c *Catalog) readDataKeys(ctx context.Context, cat *catalog.Catalog, database string) error {
+	for dk, err := range cat.DataKeys(ctx, database, "", "", 0) {
+		if err != nil {
+			return err
+		}
+		c.DataKeys = append(c.DataKeys, catalog.OldVersion{Database: database, ID: dk.ID, DataVersion: dk.DataVersion})
+	}
+	for old, err := range cat.OldVersions(ctx, database, catalog.OldVersion{}, 0) {
+		if err != nil {
+			return err
+		}
+		c.DataKeys = append(c.DataKeys, old)
+	}
+	return nil
 }
