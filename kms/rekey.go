@@ -27,14 +27,26 @@ import (
 
 // rekeys are the jobs that run in this process.
 type rekeys struct {
-	room chan struct{} // takes a token for each command of a job that is in flight
-
-	mu         sync.Mutex        // guards what follows
-	byDatabase map[string]*rekey // :: database → its job; nil while one is about to begin
+	mu         sync.Mutex               // guards what follows
+	byDatabase map[string]*rekey        // :: database → its job; nil while one is about to begin
+	rooms      map[string]chan struct{} // :: group → takes a token for each command of a job that is in flight
 }
 
 func newRekeys() *rekeys {
-	return &rekeys{room: make(chan struct{}, rekeyCommands), byDatabase: make(map[string]*rekey)}
+	return &rekeys{byDatabase: make(map[string]*rekey), rooms: make(map[string]chan struct{})}
+}
+
+// room is where the jobs of a group take turns, so that those of a group which hangs keep
+// nobody else waiting.
+func (r *rekeys) room(group string) chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	room := r.rooms[group]
+	if room == nil {
+		room = make(chan struct{}, rekeyCommands)
+		r.rooms[group] = room
+	}
+	return room
 }
 
 // claim makes sure that a database has one job, until release or for as long as it runs.
@@ -53,10 +65,13 @@ func (r *rekeys) claim(database string) error {
 	}
 }
 
-func (r *rekeys) release(database string) {
+// release lets a database have another job than this one; nil is one that never began.
+func (r *rekeys) release(database string, job *rekey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.byDatabase, database)
+	if r.byDatabase[database] == job {
+		delete(r.byDatabase, database)
+	}
 }
 
 // find returns a job that runs here; nil: it does not.
@@ -120,7 +135,7 @@ func (k *KMS) rekey(ctx context.Context, database string, opts api.RekeyOptions)
 	}
 	made, err := k.rotate(ctx, master.rec.Name, api.RotateOptions{AllowDegraded: opts.AllowDegraded})
 	if err != nil {
-		k.rekeys.release(database)
+		k.rekeys.release(database, nil)
 		return api.Job{}, err
 	}
 	return k.beginRekey(ctx, database, made.Number, opts.Retire)
@@ -131,7 +146,7 @@ func (k *KMS) rekey(ctx context.Context, database string, opts api.RekeyOptions)
 func (k *KMS) beginRekey(ctx context.Context, database string, version int, retire api.Retire) (api.Job, error) {
 	rec, err := k.writeJob(ctx, database, version, retire)
 	if err != nil {
-		k.rekeys.release(database)
+		k.rekeys.release(database, nil)
 		return api.Job{}, err
 	}
 	r, err := k.startRekey(rec)
@@ -189,7 +204,7 @@ func (k *KMS) startRekey(rec catalog.Job) (*rekey, error) {
 	k.rekeys.mu.Unlock()
 	k.tasks.Go(func() {
 		r.run(k.life)
-		k.rekeys.release(rec.Database)
+		k.rekeys.release(rec.Database, r)
 		if key, err := k.ring.get(rec.Key); err == nil && k.byName[key.rec.Group] != nil {
 			k.byName[key.rec.Group].janitor.wake() // the key may have been rotated meanwhile
 		}

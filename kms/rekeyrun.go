@@ -85,13 +85,12 @@ func (r *rekey) work(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if rec.State != catalog.JobRunning { // its end was written all the same
+			r.ended(rec)
+			return nil
+		}
 		r.set(rec)
 		r.unsure = false
-	}
-	if r.record().State != catalog.JobRunning { // its end was written all the same
-		r.told = time.Time{}
-		r.ended()
-		return nil
 	}
 	for !r.record().Old {
 		if err := r.walk(ctx); err != nil {
@@ -202,13 +201,15 @@ func (r *rekey) end(ctx context.Context, state catalog.JobState, reason string) 
 		r.unsure = true
 		return err
 	}
-	r.set(written)
-	r.ended()
+	r.ended(written)
 	return nil
 }
 
-func (r *rekey) ended() {
-	rec := r.record()
+// ended makes known that the job has ended. Whoever learns of it can begin the next one,
+// so the database is free before.
+func (r *rekey) ended(rec catalog.Job) {
+	r.kms.rekeys.release(rec.Database, r)
+	r.set(rec)
 	log := r.kms.log.Info
 	if rec.State == catalog.JobFailed {
 		log = r.kms.log.Error

@@ -13,10 +13,12 @@ import (
 
 const (
 	// rekeyItems go to an HSM in one command, and rekeyCommands are in flight for all jobs
-	// together: enough to keep three members busy, and no more than a millisecond for a
-	// request of somebody else to wait behind.
-	rekeyItems    = 32
-	rekeyCommands = 4
+	// of a group together: one for each member of a group as most are. A request of somebody else
+	// waits behind one of them, which is a millisecond with SoftHSM. With 32 items a rekey
+	// needs a tenth more of the processors, with 16 a third; fewer commands make it slower
+	// and others no faster.
+	rekeyItems    = 50
+	rekeyCommands = 3
 	// rekeyBytes of input, or of additional data, are the most in one command, but for a
 	// single item.
 	rekeyBytes = 48 << 10
@@ -32,15 +34,16 @@ func (r *rekey) rewrap(ctx context.Context, p *page) {
 		return
 	}
 	p.master = master
+	room := r.kms.rekeys.room(master.rec.Group)
 	for _, c := range chunks(p.records, master, r.record().Version) {
 		select {
-		case r.kms.rekeys.room <- struct{}{}:
+		case room <- struct{}{}:
 		case <-ctx.Done():
 			p.fail(ctx.Err())
 			return
 		}
 		p.work.Go(func() {
-			defer func() { <-r.kms.rekeys.room }()
+			defer func() { <-room }()
 			if err := r.rewrapChunk(ctx, master, c); err != nil {
 				p.fail(err)
 			}
