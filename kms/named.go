@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/base64"
@@ -54,30 +55,46 @@ func (k *KMS) namedKey(ctx context.Context, database, id string, version int) (a
 	if version < 0 {
 		return api.NamedKey{}, badRequest("version %d was asked for, want 1 or more, or 0 for the newest", version)
 	}
-	dk, err := k.readDataKey(ctx, database, id)
+	dk, v, err := k.readVersion(ctx, database, id, version)
 	if err != nil {
 		return api.NamedKey{}, err
+	}
+	for {
+		plaintext, failed := k.unwrapDataKey(ctx, dk, v)
+		if failed == nil {
+			named := namedToAPI(dk, v)
+			named.Plaintext = plaintext
+			return named, nil
+		}
+		// A rekey may have moved it since it was read, and retired what it was wrapped under.
+		tried := v.Envelope
+		dk, v, err = k.readVersion(ctx, database, id, version)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return api.NamedKey{}, err
+		case err != nil, bytes.Equal(v.Envelope, tried):
+			return api.NamedKey{}, failed
+		}
+	}
+}
+
+// readVersion returns the records of a data key and of a version of it that is given
+// away, 0 for the newest.
+func (k *KMS) readVersion(ctx context.Context, database, id string, version int) (catalog.DataKey, catalog.DataVersion, error) {
+	dk, err := k.readDataKey(ctx, database, id)
+	if err != nil {
+		return catalog.DataKey{}, catalog.DataVersion{}, err
 	}
 	v := dk.DataVersion
 	if version != 0 && version != v.Number {
 		if v, err = k.readOldVersion(ctx, dk, version); err != nil {
-			return api.NamedKey{}, err
+			return catalog.DataKey{}, catalog.DataVersion{}, err
 		}
 	}
 	if v.Deleted != nil {
-		return api.NamedKey{}, deleted(dk, v)
+		return catalog.DataKey{}, catalog.DataVersion{}, deleted(dk, v)
 	}
-	master, err := k.masterOf(ctx, database) // after the record: it knows every version that was used before
-	if err != nil {
-		return api.NamedKey{}, err
-	}
-	plaintext, err := k.unwrapDataKey(ctx, master, dk, v)
-	if err != nil {
-		return api.NamedKey{}, err
-	}
-	named := namedToAPI(dk, v)
-	named.Plaintext = plaintext
-	return named, nil
+	return dk, v, nil
 }
 
 // readDataKey returns the record of a data key. That there is none is certain.
@@ -115,7 +132,11 @@ func deleted(dk catalog.DataKey, v catalog.DataVersion) error {
 
 // unwrapDataKey unwraps a version of a data key. An envelope that does not belong there
 // is damage of the catalog, whichever way it differs.
-func (k *KMS) unwrapDataKey(ctx context.Context, master *key, dk catalog.DataKey, v catalog.DataVersion) ([]byte, error) {
+func (k *KMS) unwrapDataKey(ctx context.Context, dk catalog.DataKey, v catalog.DataVersion) ([]byte, error) {
+	master, err := k.masterOf(ctx, dk.Database) // after the record was read: it knows every version that was used before
+	if err != nil {
+		return nil, err
+	}
 	plaintext, _, err := k.unwrap(ctx, master, v.Envelope, dataKeyAAD(dk.Database, dk.ID, v.Number, v.Object))
 	if errors.Is(err, api.ErrWrongKey) || errors.Is(err, api.ErrCorrupt) {
 		e := api.NewError(api.CodeCorrupt, fmt.Sprintf("the envelope of version %d of %s does not unwrap with key %s: %v",
