@@ -29,11 +29,12 @@ import (
 type rekeys struct {
 	mu         sync.Mutex               // guards what follows
 	byDatabase map[string]*rekey        // :: database → its job; nil while one is about to begin
+	undone     map[string]api.Job       // :: database → its last job, if that has ended and left something undone
 	rooms      map[string]chan struct{} // :: group → takes a token for each command of a job that is in flight
 }
 
 func newRekeys() *rekeys {
-	return &rekeys{byDatabase: make(map[string]*rekey), rooms: make(map[string]chan struct{})}
+	return &rekeys{byDatabase: make(map[string]*rekey), undone: make(map[string]api.Job), rooms: make(map[string]chan struct{})}
 }
 
 // room is where the jobs of a group take turns, so that those of a group which hangs keep
@@ -71,6 +72,17 @@ func (r *rekeys) release(database string, job *rekey) {
 	defer r.mu.Unlock()
 	if r.byDatabase[database] == job {
 		delete(r.byDatabase, database)
+	}
+}
+
+// note remembers how the last job of a database has ended, if that is for somebody to
+// look at.
+func (r *rekeys) note(rec catalog.Job) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if delete(r.undone, rec.Database); rec.State == catalog.JobFailed || rec.Failed > 0 {
+		rec.Failures = nil
+		r.undone[rec.Database] = jobToAPI(rec)
 	}
 }
 
@@ -221,6 +233,8 @@ func (k *KMS) resumeRekeys(ctx context.Context) error {
 		}
 		if rec.State == catalog.JobRunning {
 			left = append(left, rec)
+		} else if db, err := k.catalog.Database(ctx, rec.Database); err == nil && db.Job == rec.ID {
+			k.rekeys.note(rec)
 		}
 	}
 	for _, rec := range left {
@@ -258,6 +272,24 @@ func (k *KMS) Jobs() []api.Job {
 	for i, r := range running {
 		jobs[i] = r.status()
 	}
+	slices.SortFunc(jobs, func(a, b api.Job) int { return strings.Compare(a.Database, b.Database) })
+	return jobs
+}
+
+// openJobs returns the jobs that somebody may have to look at, from memory, by their
+// database: those that have not ended, and those that have left something undone.
+func (k *KMS) openJobs() []api.Job {
+	jobs := k.Jobs()
+	for i := range jobs {
+		jobs[i].Failures = nil
+	}
+	k.rekeys.mu.Lock()
+	for database, job := range k.rekeys.undone {
+		if !slices.ContainsFunc(jobs, func(j api.Job) bool { return j.Database == database }) {
+			jobs = append(jobs, job)
+		}
+	}
+	k.rekeys.mu.Unlock()
 	slices.SortFunc(jobs, func(a, b api.Job) int { return strings.Compare(a.Database, b.Database) })
 	return jobs
 }

@@ -360,6 +360,16 @@ func TestRekeyLeavesWhatCannotBeUnwrapped(t *testing.T) {
 		if got := r.states("shop"); !slices.Equal(got, []string{"enabled", "enabled"}) {
 			t.Errorf("the version that is still needed: %v", got)
 		}
+		wantUndone := func(when string) {
+			t.Helper()
+			if jobs := r.Status().Jobs; len(jobs) != 1 || jobs[0].ID != job.ID || jobs[0].Failed != 1 || jobs[0].Failures != nil {
+				t.Errorf("%s the status says of jobs %+v", when, jobs)
+			}
+		}
+		wantUndone("after it")
+		r.stop()
+		r.mustStart()
+		wantUndone("after another start")
 	})
 }
 
@@ -375,6 +385,9 @@ func TestRekeyEndsWhenItsVersionIsTakenAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		failed := r.wantJob(job.ID, api.JobFailed)
+		if jobs := r.Status().Jobs; len(jobs) != 1 || jobs[0].State != api.JobFailed || jobs[0].Reason != failed.Reason {
+			t.Errorf("the status says of jobs %+v", jobs)
+		}
 		if !strings.Contains(failed.Reason, "version 2 of key shop is disabled") || failed.Ended == nil {
 			t.Errorf("it ends as %+v", failed)
 		}
@@ -383,6 +396,9 @@ func TestRekeyEndsWhenItsVersionIsTakenAway(t *testing.T) {
 		}
 		r.wantJob(r.rekey(api.RekeyOptions{}).ID, api.JobDone)
 		r.wantShop(600, 3)
+		if jobs := r.Status().Jobs; len(jobs) != 0 {
+			t.Errorf("after a good one the status says of jobs %+v", jobs)
+		}
 	})
 }
 

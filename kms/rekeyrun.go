@@ -208,6 +208,7 @@ func (r *rekey) end(ctx context.Context, state catalog.JobState, reason string) 
 // ended makes known that the job has ended. Whoever learns of it can begin the next one,
 // so the database is free before.
 func (r *rekey) ended(rec catalog.Job) {
+	r.kms.rekeys.note(rec)
 	r.kms.rekeys.release(rec.Database, r)
 	r.set(rec)
 	log := r.kms.log.Info

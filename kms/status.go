@@ -19,6 +19,7 @@ func (k *KMS) Status() Status {
 	for i, g := range k.groups {
 		s.Groups[i] = k.groupStatus(g)
 	}
+	s.Jobs = k.openJobs()
 	return s
 }
 

@@ -6,6 +6,9 @@ import "time"
 type Status struct {
 	Version string  `json:"version"`
 	Groups  []Group `json:"groups"`
+	// Jobs have not ended, or were the last of their database and have left something
+	// undone. Their Failures are not listed here.
+	Jobs []Job `json:"jobs,omitempty"`
 	// Error says why the groups could not be asked (client only); they are then the
 	// last that were known.
 	Error string `json:"error,omitempty"`

@@ -22,7 +22,7 @@ func newStatus(s *session) *cobra.Command {
 		Use:   "status",
 		Short: "Show groups and members: states, load, keys, missing copies",
 		Long: "Show groups and members: states, load, keys, missing copies.\n\n" +
-			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. Below stands what is wrong with a member, if anything is,\nand what to do about it.\nWith --watch and -o json there is one line for every look.",
+			"LOAD is commands in flight; P99 is of recent commands; MISSING counts key versions that a\nmember should hold and does not. Below stands what is wrong with a member, if anything is,\nand what to do about it; and the\nrekeys that run, wait or have left something undone.\nWith --watch and -o json there is one line for every look.",
 		Example: "  kmsd status --watch",
 		Args:    usageArgs(cobra.NoArgs),
 	}
@@ -96,7 +96,34 @@ func writeStatus(w io.Writer, target any, st api.Status, now time.Time) error {
 			return err
 		}
 	}
+	for i, job := range st.Jobs {
+		if i == 0 {
+			fmt.Fprintln(w)
+		}
+		if _, err := fmt.Fprintf(w, "rekey of %s: %s\n", job.Database, clean(jobState(job))); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// jobState says of a job how far it is, or what it has left to do.
+func jobState(job api.Job) string {
+	show := "; kmsd database show " + job.Database
+	switch {
+	case job.State == api.JobFailed:
+		return "has failed: " + job.Reason + show
+	case job.State == api.JobDone:
+		return counted(job.Failed, "data key version") + " could not be wrapped anew" + show
+	}
+	text := progressText(job.Progress)
+	if job.Failed > 0 {
+		text += ", " + thousands(job.Failed) + " failed" + show
+	}
+	if job.State == api.JobWaiting {
+		text += ", waiting: " + job.Reason
+	}
+	return text
 }
 
 func writeGroup(w io.Writer, target any, g api.Group, now time.Time) error {

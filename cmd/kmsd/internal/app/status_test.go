@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,45 @@ type memberIs struct {
 
 func (m *memberIs) Status() api.Status {
 	return api.Status{Groups: []api.Group{{Name: "default", State: api.GroupSole, Members: []api.Member{m.member}}}}
+}
+
+// jobsAre is a Memory whose jobs are as given.
+type jobsAre struct {
+	apitest.Memory
+	jobs []api.Job
+}
+
+func (m *jobsAre) Status() api.Status {
+	st := m.Memory.Status()
+	st.Jobs = m.jobs
+	return st
+}
+
+func TestStatusTellsOfJobs(t *testing.T) {
+	m := &jobsAre{jobs: []api.Job{
+		{Database: "a", State: api.JobRunning, Progress: api.Progress{Done: 3120, Total: 10000, Rate: 850.2, Left: api.Duration(8100 * time.Millisecond)}},
+		{Database: "b", State: api.JobWaiting, Reason: "no member of group default serves", Progress: api.Progress{Done: 1, Total: 2}},
+		{Database: "c", State: api.JobFailed, Reason: "version 2 of key c is disabled"},
+		{Database: "d", State: api.JobDone, Failed: 2, Progress: api.Progress{Done: 9, Total: 9}},
+		{Database: "e", State: api.JobRunning, Failed: 1, Progress: api.Progress{Done: 9, Total: 10}},
+	}}
+	want := []string{
+		"rekey of a: 3,120 of 10,000, 850/s, 8 s left",
+		"rekey of b: 1 of 2, waiting: no member of group default serves",
+		"rekey of c: has failed: version 2 of key c is disabled; kmsd database show c",
+		"rekey of d: 2 data key versions could not be wrapped anew; kmsd database show d",
+		"rekey of e: 9 of 10, 1 failed; kmsd database show e",
+	}
+	var got []string
+	lines, _, _ := reading(t, m, "status")
+	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "rekey of ") {
+			got = append(got, lines.Text())
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 // What is said of a member below the table: what is wrong, how far it is, what to do.
