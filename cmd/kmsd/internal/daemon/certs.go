@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,10 +23,12 @@ type certificates struct {
 
 	mu   sync.Mutex // guards seen, and that one reload runs at a time
 	seen string     // stamp of the files that were last tried
+
+	told time.Time // when the log was last told that they end, which the start has told; watch's own
 }
 
 func newCertificates(files config.TLS) (*certificates, error) {
-	c := &certificates{files: files}
+	c := &certificates{files: files, told: time.Now()}
 	return c, c.reload()
 }
 
@@ -81,6 +84,27 @@ func (c *certificates) watch(ctx context.Context, log hclog.Logger) error {
 			log.Error("reading the changed certificates; the old stay in force", "error", err)
 		case changed:
 			log.Info("read the changed certificates")
+			c.told = time.Time{}
 		}
+		c.tellEnd(log, time.Now())
 	}
 }
+
+// endPause is the time between two lines about a certificate that ends.
+const endPause = 24 * time.Hour
+
+func (c *certificates) tellEnd(log hclog.Logger, now time.Time) {
+	if now.Sub(c.told) < endPause {
+		return
+	}
+	c.told = now
+	if text := config.Ending(c.leaf(), now); text != "" {
+		log.Warn(text)
+	}
+}
+
+// leaf is the certificate that clients see.
+func (c *certificates) leaf() *x509.Certificate { return c.current.Load().Certificates[0].Leaf }
+
+// end is when it ends.
+func (c *certificates) end() time.Time { return c.leaf().NotAfter }

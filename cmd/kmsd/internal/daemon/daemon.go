@@ -114,6 +114,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 		if s.certs, err = newCertificates(cfg.TLS); err != nil {
 			return err
 		}
+		numbers.Certificate(s.certs.end)
 	}
 	s.vault, err = s.newVault(log.Named("vault"), func(action, outcome string, took time.Duration) {
 		numbers.Observe(action, outcome, 0, nil, took)

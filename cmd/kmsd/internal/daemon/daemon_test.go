@@ -38,6 +38,12 @@ type running struct {
 
 func start(t *testing.T) *running {
 	t.Helper()
+	return run(t, prepare(t))
+}
+
+// prepare makes what a daemon needs.
+func prepare(t *testing.T) *dev.Site {
+	t.Helper()
 	drivers := t.TempDir()
 	if err := os.WriteFile(filepath.Join(drivers, "kmsd-driver-softhsm"), []byte(driver), 0o755); err != nil {
 		t.Fatal(err)
@@ -52,7 +58,7 @@ func start(t *testing.T) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return run(t, site)
+	return site
 }
 
 // run runs a daemon until the test ends or stop is called.

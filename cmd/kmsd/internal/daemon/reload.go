@@ -64,6 +64,9 @@ func (s *server) reloadConfig(ctx context.Context) error {
 // use puts into force what of a configuration needs no HSM.
 func (s *server) use(cfg *config.Config) {
 	s.current.cfg.Store(cfg)
+	if s.vault != nil && cfg.Vault.Listen == "" {
+		return // the listener stays until a restart, and all that is behind its mounts
+	}
 	s.service.SetFormats(cfg.Vault.Formats())
 	s.vault.follow(cfg.Vault)
 }

@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"kmsd/kms/api"
+	"kmsd/kms/catalog"
+	"kmsd/kms/catalog/boltcat"
 )
 
 // names returns the members of the only group, as the API tells them.
@@ -150,6 +153,40 @@ func TestMountsFollowTheFile(t *testing.T) {
 		return strings.Replace(text, r.site.VaultAddr, "https://127.0.0.1:1", 1)
 	})
 	r.await(t, "vault.listen has changed: it needs a restart")
+}
+
+// The listener for databases stays until a restart, and with it what MariaDB is protected
+// from.
+func TestMountsStayWhenTheyLeaveTheFileWithTheirListener(t *testing.T) {
+	site := prepare(t)
+	keepShop(t, filepath.Join(site.Dir, "catalog.db"))
+	r := run(t, site)
+	r.edit(t, func(text string) string {
+		head, rest, _ := strings.Cut(text, "\nvault:\n")
+		for strings.HasPrefix(rest, " ") {
+			_, rest, _ = strings.Cut(rest, "\n")
+		}
+		return head + "\n" + rest
+	})
+	r.await(t, "vault.listen has changed: it needs a restart")
+	if db, err := r.client(t).Database(t.Context(), "shop"); err != nil || db.Format != api.FormatMariaDB {
+		t.Errorf("the database is %+v, %v; want format mariadb, as its mount is served still", db, err)
+	}
+}
+
+// keepShop puts a database into a catalog, as an earlier kmsd has left it.
+func keepShop(t *testing.T, path string) {
+	t.Helper()
+	store, err := boltcat.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	version := catalog.Version{Number: 1, State: catalog.Enabled, Identity: strings.Repeat("ab", 16), Created: time.Now()}
+	key := catalog.Key{Name: "shop-db", Group: "default", Type: "aes-256", MinCopies: 1, Versions: []catalog.Version{version}, Databases: []string{"shop"}}
+	if _, _, err := catalog.New(store).CreateDatabase(t.Context(), catalog.Database{Name: "shop", Key: "shop-db"}, key); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestDatabasesFindNobodyWhileTheGroupIsLost(t *testing.T) {

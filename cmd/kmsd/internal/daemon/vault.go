@@ -62,7 +62,7 @@ func (s *server) newVault(log hclog.Logger, observe func(action, outcome string,
 
 // follow shows the mounts of a changed configuration.
 func (v *vault) follow(conf config.Vault) {
-	if v == nil || conf.Listen == "" {
+	if v == nil {
 		return
 	}
 	v.handler.SetMounts(mountsOf(conf))
