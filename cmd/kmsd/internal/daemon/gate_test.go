@@ -270,6 +270,9 @@ func TestTheGateWaitsForItsPort(t *testing.T) {
 
 func TestTheGateLetsRequestsEnd(t *testing.T) {
 	w := newWorld()
+	if _, err := w.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	entered, free := make(chan struct{}), make(chan struct{})
 	w.Fail = func(_ context.Context, method, _ string) error {
 		if method == "NamedKey" {
