@@ -112,8 +112,11 @@ func (cfg *Config) checkTLS(c *collector) {
 		ok = false
 	}
 	if ok {
-		if _, err := cfg.TLS.pair(); err != nil {
+		pair, err := cfg.TLS.pair()
+		if err != nil {
 			c.check("tls.cert", "%v", err)
+		} else if text := Ending(pair.Leaf, time.Now()); text != "" && !slices.Contains(cfg.Warnings, text) {
+			cfg.Warnings = append(cfg.Warnings, text)
 		}
 	}
 	if cfg.TLS.ClientCA != "" {

@@ -72,11 +72,16 @@ func newFixture(t *testing.T) fixture {
 
 func certificate(t *testing.T) (cert, key string) {
 	t.Helper()
+	return certificateFor(t, 90*24*time.Hour)
+}
+
+func certificateFor(t *testing.T, life time.Duration) (cert, key string) {
+	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(life)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, k.Public(), k)
 	if err != nil {
 		t.Fatal(err)
@@ -409,6 +414,33 @@ func TestTLSIsReadAnew(t *testing.T) {
 	}
 	if _, err := cfg.TLS.Load(); err == nil || !strings.Contains(err.Error(), "mode 0644 lets others at") {
 		t.Errorf("got %v, want a refusal of the mode", err)
+	}
+}
+
+func TestACertificateThatEndsIsWorthAWarning(t *testing.T) {
+	for _, c := range []struct {
+		life time.Duration
+		want string
+	}{
+		{90 * 24 * time.Hour, ""},
+		{24 * time.Hour, "the certificate of the server ends at 2"},
+		{-time.Hour, "the certificate of the server ended at 2"},
+	} {
+		f := newFixture(t)
+		cert, key := certificateFor(t, c.life)
+		for name, text := range map[string]string{"server.pem": cert, "server.key": key} {
+			if err := os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg, err := config.Load(f.file(t, sound+"vault: {listen: \"https://127.0.0.1:8421\", mounts: {m: {database: shop}}}\n"),
+			config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(cfg.Warnings, "; "); !strings.HasPrefix(got, c.want) || (got == "") != (c.want == "") || strings.Contains(got, "; the certificate") {
+			t.Errorf("with %v left: %q, want %q", c.life, got, c.want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"time"
 )
 
 // Load reads the files as they are now, for TLS 1.3 with HTTP/2. A client
@@ -27,6 +28,23 @@ func (t TLS) Load() (*tls.Config, error) {
 	}
 	conf.ClientAuth = tls.VerifyClientCertIfGiven
 	return conf, nil
+}
+
+// endsSoon is how long before its end a certificate is worth a word.
+const endsSoon = 14 * 24 * time.Hour
+
+// Ending says that a certificate has ended or soon will, "" when it has time left. It
+// stops nothing: a server that clients refuse can still be asked over its Unix socket.
+func Ending(cert *x509.Certificate, now time.Time) string {
+	end := cert.NotAfter.UTC().Format("2006-01-02 15:04:05Z07:00")
+	switch left := cert.NotAfter.Sub(now); {
+	case left <= 0:
+		return "the certificate of the server ended at " + end + ": every client and database refuses it"
+	case left < endsSoon:
+		return "the certificate of the server ends at " + end + "; after that every client and database refuses it"
+	default:
+		return ""
+	}
 }
 
 // Stamp changes when one of the files does. It is not a promise: a file that is

@@ -67,6 +67,14 @@ func New(source Source, version string) *Metrics {
 	return m
 }
 
+// Certificate shows when the certificate of the server ends. Without a TLS listener there
+// is none.
+func (m *Metrics) Certificate(end func() time.Time) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kmsd_certificate_end_timestamp_seconds", Help: "When the certificate of the server ends, Unix time.",
+	}, func() float64 { return unix(end()) }))
+}
+
 // Observe counts a request that has been answered: the action of its route, "ok" or the
 // code of its error, how many items its batch had (0 when it was none), how many of them
 // failed with which code although the request did not, and how long it took. Operations
