@@ -144,7 +144,18 @@ func (k *KMS) unwrapDataKey(ctx context.Context, dk catalog.DataKey, v catalog.D
 		e.Hint = "the catalog was altered, or restored from before its master key's last version was made; a backup has this data key"
 		return nil, e
 	}
-	return plaintext, err
+	return plaintext, ofHSMs(err)
+}
+
+// ofHSMs is for what has become of a command for a data key. All of it was made or kept
+// here, so that one which the HSMs refuse is not the fault of whoever asks for the key.
+func ofHSMs(err error) error {
+	if !errors.Is(err, api.ErrBadRequest) {
+		return err
+	}
+	e := *api.AsError(err)
+	e.Code, e.Hint = api.CodeInternal, "the HSMs refuse what they did before; look at their policies"
+	return &e
 }
 
 // DescribeNamedKey returns the newest version of a data key without its plaintext.

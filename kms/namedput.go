@@ -112,7 +112,7 @@ func (k *KMS) tryPut(ctx context.Context, master *key, p *dataKeyPut) (catalog.D
 	v := catalog.DataVersion{Number: before.Number + 1, Created: now(), Object: p.Object}
 	v.Envelope, v.Master, err = k.wrap(ctx, master, plaintext, dataKeyAAD(p.database, p.id, v.Number, v.Object))
 	if err != nil {
-		return catalog.DataKey{}, err
+		return catalog.DataKey{}, ofHSMs(err)
 	}
 	return k.commitDataKey(ctx, master, before, v)
 }
