@@ -114,13 +114,13 @@ func rekeyedNothing(t *testing.T, s DatabaseService) {
 
 func rekeyedMeanwhile(t *testing.T, s DatabaseService) {
 	makeDB(t, s, "shop")
-	const keys = 4
+	const keys, most = 4, 1000 // versions of each: a store in memory may sort all of them for each page that is read
 	stop := make(chan struct{})
 	made := make([][]string, keys) // :: data key → plaintexts of its versions
 	var wg sync.WaitGroup
 	for id := range keys {
 		wg.Go(func() {
-			for {
+			for len(made[id]) < most {
 				text := fmt.Sprintf("secret %d %d", id, len(made[id]))
 				if _, err := s.PutNamedKey(t.Context(), "shop", fmt.Sprint(id), api.NamedKeyPut{Plaintext: []byte(text)}); err != nil {
 					t.Errorf("putting meanwhile: %v", err)
