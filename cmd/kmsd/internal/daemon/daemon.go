@@ -122,6 +122,9 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if s.vault != nil {
+		numbers.Databases(s.vault.gate.serving.Load)
+	}
 	return s.run(ctx, hup)
 }
 

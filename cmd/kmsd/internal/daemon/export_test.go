@@ -31,6 +31,9 @@ func (g Gate) Run(ctx context.Context, closed func()) error { return g.run(ctx, 
 // Follow tells it which databases are behind the mounts.
 func (g Gate) Follow(databases ...string) { g.follow(databases) }
 
+// Serving is what the metrics say of it.
+func (g Gate) Serving() bool { return g.serving.Load() }
+
 // Await waits for the first opening.
 func (g Gate) Await(ctx context.Context) error { return g.await(ctx) }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -46,6 +47,7 @@ type gate struct {
 	failed    chan struct{}  // the open server serves no more
 	opened    chan struct{}  // closed when it has been open once
 	ending    sync.WaitGroup // openings whose requests are still under way
+	serving   atomic.Bool    // whether it is open, for others to read
 
 	// What follows is run's.
 	used    map[string]string // :: database behind a mount → its group; "": not known yet
@@ -217,6 +219,7 @@ func (g *gate) unlock() {
 	g.trouble, g.addr = "", l.Addr().String()
 	o := &opening{listener: l, server: vaultkv.NewServer(g.handler, g.conf, g.log)}
 	g.open = o
+	g.serving.Store(true)
 	g.ending.Go(func() {
 		if err := o.server.Serve(newBounded(l, g.most)); err != nil && !errors.Is(err, net.ErrClosed) {
 			g.log.Error("serving databases", "listen", "https://"+l.Addr().String(), "error", err)
@@ -241,6 +244,7 @@ func (g *gate) shut(why string) {
 		return
 	}
 	g.open = nil
+	g.serving.Store(false)
 	_ = o.listener.Close() // in this moment nobody comes in any more
 	g.log.Warn("closed for databases", "listen", "https://"+g.addr, "reason", why)
 	g.ending.Go(func() {

@@ -259,10 +259,16 @@ func TestTheGateWaitsForItsPort(t *testing.T) {
 	for range 3 {
 		w.events <- api.Event{Type: api.EventGroup}
 	}
+	if g.Serving() {
+		t.Error("it counts as open")
+	}
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
 	g.await(t, true)
+	if !g.log.await("open for databases", 10*time.Second) || !g.Serving() {
+		t.Error("it does not count as open")
+	}
 	if n := strings.Count(g.log.String(), said); n != 1 {
 		t.Errorf("the log says %d times that the port is taken:\n%s", n, g.log)
 	}

@@ -75,6 +75,14 @@ func (m *Metrics) Certificate(end func() time.Time) {
 	}, func() float64 { return unix(end()) }))
 }
 
+// Databases shows whether the listener for databases is open. Without one there is
+// no such metric.
+func (m *Metrics) Databases(open func() bool) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "kmsd_databases_open", Help: "1 while the listener for databases (vault: in kmsd.yaml) is open, else 0.",
+	}, func() float64 { return truth(open()) }))
+}
+
 // Observe counts a request that has been answered: the action of its route, "ok" or the
 // code of its error, how many items its batch had (0 when it was none), how many of them
 // failed with which code although the request did not, and how long it took. Operations

@@ -197,6 +197,7 @@ func TestBucketsOfALatencyAreCumulative(t *testing.T) {
 func TestNamesAreTheGoldenOnes(t *testing.T) {
 	m := metrics.New(example(), "v1.2.3")
 	m.Certificate(func() time.Time { return since })
+	m.Databases(func() bool { return true })
 	m.Observe("wrap", "ok", 1, nil, time.Millisecond)
 	var got strings.Builder
 	families := scrape(t, m)
