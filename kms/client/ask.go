@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -233,6 +234,9 @@ func (c *Client) broken(ctx context.Context, q question, err error) *failure {
 		e := api.NewError(api.CodeUnavailable, "connecting to kmsd at "+c.shown+": "+untrusted.Error(), err)
 		e.Retryable = false
 		e.Hint = "is the right CA certificate given (--cacert or KMSD_CACERT)?"
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+			e.Hint = "if the clock is right: renew the certificate of kmsd, which it reads by itself; on its host it can be asked over its Unix socket meanwhile"
+		}
 		return &failure{err: e, unsent: true}
 	case errors.As(err, &op) && op.Op == "dial":
 		e := api.NewError(api.CodeUnavailable, "connecting to kmsd at "+c.shown+": "+op.Err.Error(), err)

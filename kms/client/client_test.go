@@ -2,12 +2,17 @@ package client_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -211,6 +216,35 @@ func TestUntrustedServer(t *testing.T) {
 	_, err := c.Key(t.Context(), "shop")
 	var e *api.Error
 	if !errors.As(err, &e) || e.Code != api.CodeUnavailable || e.Retryable || !strings.Contains(e.Hint, "KMSD_CACERT") {
+		t.Errorf("%#v", err)
+	}
+}
+
+func TestServerWhoseCertificateHasEnded(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(-time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(nil)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	s.StartTLS()
+	defer s.Close()
+	opts := client.Options{RootCAs: x509.NewCertPool()}
+	opts.RootCAs.AddCert(s.Certificate())
+	c, err := client.New(s.URL, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Key(t.Context(), "shop")
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != api.CodeUnavailable || e.Retryable || !strings.Contains(e.Hint, "renew the certificate of kmsd") {
 		t.Errorf("%#v", err)
 	}
 }

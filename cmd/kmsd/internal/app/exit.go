@@ -115,7 +115,7 @@ func (s *session) printError(cmd *cobra.Command, err error) {
 	switch {
 	case failure.Code == api.CodeUnauthenticated: // the server's hint is for those who speak HTTP
 		hint = "set KMSD_TOKEN, or --cert and --key; " + afterDev
-	case errors.As(err, &untrusted):
+	case errors.As(err, &untrusted) && strings.Contains(hint, "KMSD_CACERT"):
 		hint += " " + afterDev
 	}
 	for _, line := range []struct{ name, text string }{
