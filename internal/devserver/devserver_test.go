@@ -73,7 +73,7 @@ func TestStartSaysWhyNothingAnswers(t *testing.T) {
 }
 
 func TestStopReportsAnExitCode(t *testing.T) {
-	s, err := devserver.Start(t.Context(), program(t, answering+"trap 'exit 7' TERM\nwhile :; do sleep 0.01; done\n"))
+	s, err := devserver.Start(t.Context(), program(t, "trap 'exit 7' TERM\n"+answering+"while :; do sleep 0.01; done\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
