@@ -112,6 +112,11 @@ func (c *call) delete() error {
 	return nil
 }
 
+// gone is asked of a mount that is not there any more.
+func (c *call) gone() error {
+	return api.NewError(api.CodeUnavailable, "mount "+c.mount+" was taken out of the configuration", nil)
+}
+
 // marshal is for what is always JSON and never secret.
 func marshal(v any) []byte {
 	var out bytes.Buffer

@@ -60,7 +60,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) {
 
 // run does all that can fail before the audit.
 func (c *call) run(w http.ResponseWriter, r *http.Request) error {
-	q, refused := route(*c.h.mounts.Load(), r)
+	q, refused := c.h.mounts.Load().route(r)
 	c.request = q
 	c.record.Database, c.record.NamedKey, c.record.Version = q.behind.Database, q.id, q.version
 	if len(q.actions) > 0 {

@@ -110,8 +110,8 @@ type Config struct {
 // Handler serves the mounts. It may be used by several servers at once.
 type Handler struct {
 	cfg       Config
-	mounts    atomic.Pointer[map[string]Mount] // replaced whole, never written to
-	slots     chan struct{}                    // one token for each request in flight
+	mounts    atomic.Pointer[mounts]
+	slots     chan struct{} // one token for each request in flight
 	strangers *audit.Strangers
 }
 
@@ -141,9 +141,20 @@ func New(cfg Config) (*Handler, error) {
 }
 
 // SetMounts exchanges the mounts. Requests under way go on with those they began with.
-func (h *Handler) SetMounts(mounts map[string]Mount) {
-	m := maps.Clone(mounts)
-	h.mounts.Store(&m)
+// A mount that is taken away gives no answers any more, until a restart: a database that
+// still asks there goes on with the keys that it has in memory, and is not told that
+// they do not exist. It is to be called by one goroutine at a time.
+func (h *Handler) SetMounts(shown map[string]Mount) {
+	next := mounts{shown: maps.Clone(shown), gone: map[string]Mount{}}
+	if old := h.mounts.Load(); old != nil {
+		maps.Copy(next.gone, old.gone)
+		maps.Copy(next.gone, old.shown)
+	}
+	maps.DeleteFunc(next.gone, func(name string, _ Mount) bool { return next.has(name) })
+	for name := range next.gone {
+		h.cfg.Logger.Warn("a mount is taken away: databases that still ask there get no answer", "mount", name)
+	}
+	h.mounts.Store(&next)
 }
 
 // Flush writes down what the audit log has not been told yet. Call it when no request

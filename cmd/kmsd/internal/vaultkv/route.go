@@ -36,6 +36,36 @@ type request struct {
 	version int    // 0: the newest
 }
 
+// mounts are what a handler serves. They are never written to.
+type mounts struct {
+	shown map[string]Mount
+	gone  map[string]Mount // that were shown before, see SetMounts
+}
+
+// has says whether there is a mount of that name, or one within it.
+func (m *mounts) has(name string) bool {
+	for other := range m.shown {
+		if other == name || strings.HasPrefix(other, name+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// route finds out what is asked. What is asked of a mount that is gone has no answer.
+func (m *mounts) route(r *http.Request) (request, *refusal) {
+	q, refused := route(m.shown, r)
+	if q.mount != "" || len(m.gone) == 0 {
+		return q, refused
+	}
+	former, wrong := route(m.gone, r)
+	if former.mount == "" {
+		return q, refused
+	}
+	former.act = (*call).gone
+	return former, wrong
+}
+
 // route finds out what is asked. The path is split at the first slash after a mount, and
 // not looked at further: a data key may be called anything.
 func route(mounts map[string]Mount, r *http.Request) (request, *refusal) {

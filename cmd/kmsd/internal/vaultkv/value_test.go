@@ -2,6 +2,7 @@ package vaultkv_test
 
 import (
 	"bytes"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -109,12 +110,28 @@ func TestMountsCanBeExchanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tune := func(mount string) int { return record(h, "GET", "/v1/sys/mounts/"+mount+"/tune", "").Code }
-	if tune("mariadb") != 200 || tune("other") != 404 {
+	ask := func(path string) (status int) { // 0: no answer
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				panic(p)
+			}
+		}()
+		return record(h, "GET", "/v1/"+path, "").Code
+	}
+	if ask("sys/mounts/mariadb/tune") != 200 || ask("sys/mounts/other/tune") != 404 || ask("other/data/1") != 404 {
 		t.Fatal("the mounts are not those that it was made with")
 	}
-	h.SetMounts(map[string]vaultkv.Mount{"other": {Database: "shop"}})
-	if tune("mariadb") != 404 || tune("other") != 200 {
+	h.SetMounts(map[string]vaultkv.Mount{"other": {Database: "shop"}, "team/db2": {Database: "shop"}})
+	if ask("sys/mounts/other/tune") != 200 || ask("team/config") != 404 {
 		t.Error("the mounts are not the new ones")
+	}
+	for _, path := range []string{"sys/mounts/mariadb/tune", "mariadb/data/1", "mariadb/metadata/?list=true", "team/db1/data/1"} {
+		if status := ask(path); status != 0 {
+			t.Errorf("%s, which was there before, is answered with %d", path, status)
+		}
+	}
+	h.SetMounts(map[string]vaultkv.Mount{"mariadb": {Database: "shop"}})
+	if ask("sys/mounts/mariadb/tune") != 200 || ask("other/data/1") != 0 {
+		t.Error("the mounts are not those that came back")
 	}
 }
