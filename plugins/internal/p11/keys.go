@@ -3,7 +3,6 @@ package p11
 import (
 	"context"
 
-	"github.com/ThalesIgnite/crypto11"
 	"github.com/miekg/pkcs11"
 
 	"kmsd/pluginproto"
@@ -188,7 +187,11 @@ func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, er
 		if spec.Type.Symmetric() {
 			s.job.expect(makingSecret)
 		}
-		if err := s.generateWith(spec); err != nil {
+		if spec.Type.Symmetric() {
+			made, err = s.generateSecret(spec)
+			return fail(op, err)
+		}
+		if err := s.generatePair(spec); err != nil {
 			return fail(op, err)
 		}
 		s.job.expect(shortStep)
@@ -202,9 +205,30 @@ func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, er
 	return made, err
 }
 
-// generateWith lets crypto11 make the key. It keeps the handles to itself, so the
+// generateSecret makes a secret key. crypto11 would keep the handle to itself, and finding
+// the key again takes a look at every object of the token.
+func (s *session) generateSecret(spec pluginproto.KeySpec) (made halves, err error) {
+	k, err := kindOf(spec.Type)
+	if err != nil {
+		return made, err
+	}
+	mech := uint(pkcs11.CKM_AES_KEY_GEN)
+	if k.ckk == pkcs11.CKK_GENERIC_SECRET {
+		mech = pkcs11.CKM_GENERIC_SECRET_KEY_GEN
+	}
+	h, err := s.c.lib.GenerateKey(s.h, mechanism(mech, nil), template(
+		classAttrs(spec.Type, k.ckk), common(spec.ID, spec.Label, false), secretAttrs(spec.Type),
+		[]attr{{pkcs11.CKA_VALUE_LEN, k.bits / 8}}))
+	if err != nil {
+		return made, err
+	}
+	made.secret = append(made.secret, h)
+	return made, nil
+}
+
+// generatePair lets crypto11 make a key pair. It keeps the handles to itself, so the
 // objects are found by their identity afterwards.
-func (s *session) generateWith(spec pluginproto.KeySpec) error {
+func (s *session) generatePair(spec pluginproto.KeySpec) error {
 	k, err := kindOf(spec.Type)
 	if err != nil {
 		return err
@@ -217,14 +241,9 @@ func (s *session) generateWith(spec pluginproto.KeySpec) error {
 	if err != nil {
 		return err
 	}
-	switch k.ckk {
-	case pkcs11.CKK_AES:
-		_, err = s.c.c11.GenerateSecretKeyWithAttributes(private, k.bits, crypto11.CipherAES)
-	case pkcs11.CKK_GENERIC_SECRET:
-		_, err = s.c.c11.GenerateSecretKeyWithAttributes(private, k.bits, crypto11.CipherGeneric)
-	case pkcs11.CKK_RSA:
+	if k.ckk == pkcs11.CKK_RSA {
 		_, err = s.c.c11.GenerateRSAKeyPairWithAttributes(public, private, k.bits)
-	default:
+	} else {
 		_, err = s.c.c11.GenerateECDSAKeyPairWithAttributes(public, private, k.curve)
 	}
 	return err
