@@ -36,10 +36,10 @@ const (
 // catalog, and every living version of a master key as its HSM gives it away under the
 // domain key. Members give keys away side by side, and go on serving meanwhile.
 //
-// What is written is as it was at one moment, though keys are made and used all the
-// time: data keys are read first, and the master keys that wrap them after that. Only
-// the destruction of a version in between spoils a backup: ErrUnavailable, make it
-// again.
+// Keys are made and used all the time meanwhile. Whatever was acknowledged before Backup
+// was called is in it; of what comes later some may be. Data keys are read first, and the
+// master keys that wrap them after that, so that what is in it can be unwrapped. Only the
+// destruction of a version in between spoils a backup: ErrUnavailable, make it again.
 func (k *KMS) Backup(ctx context.Context, w io.Writer, recipients []string) (api.BackupReport, error) {
 	to, err := backup.ParseRecipients(recipients)
 	if err != nil {
