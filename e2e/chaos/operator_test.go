@@ -116,15 +116,23 @@ func reloadRemove(ctx context.Context, s *site, step chaos.Step) error {
 	}
 	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	asked := time.Now()
 	gone := devserver.Poll(soon, func() error {
 		g, err := s.operator.Group(soon, group)
 		if err != nil {
 			return err
 		}
-		if m, err := devserver.Member(g, h.name); err == nil {
-			return fmt.Errorf("%s is there still, and %s", h.name, m.State)
+		m, err := devserver.Member(g, h.name)
+		if err != nil {
+			return nil
 		}
-		return nil
+		if time.Since(asked) > time.Second { // it was refused, as the others cannot do without it just now
+			asked = time.Now()
+			if err := s.hup(func() {}); err != nil {
+				return err
+			}
+		}
+		return fmt.Errorf("%s is there still, and %s", h.name, m.State)
 	})
 	stale()
 	pause(ctx, step.Hold)
