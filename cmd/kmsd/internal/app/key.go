@@ -271,13 +271,13 @@ func (s *session) printKey(key api.Key) error {
 		if len(key.Databases) > 0 {
 			fmt.Fprintf(w, "wraps the data keys of %s\n", strings.Join(key.Databases, ", "))
 		}
-		t := newTable(w, "version", "state", "created", "check value", "copies")
+		t := newTable(w, "version", "state", "created", "check value", "wraps", "copies")
 		for _, v := range key.Versions {
 			number := fmt.Sprint(v.Number)
 			if v.Number == key.Primary {
 				number += " (wraps)"
 			}
-			t.row(number, keyState(v.State), when(v.Created), v.CheckValue, strings.Join(v.Copies, " "))
+			t.row(number, keyState(v.State), when(v.Created), v.CheckValue, v.Wraps, strings.Join(v.Copies, " "))
 		}
 		return t.writeTo(w)
 	})
