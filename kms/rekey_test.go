@@ -336,6 +336,35 @@ func TestRekeyWaitsForALostGroupAndGoesOnAtOnce(t *testing.T) {
 	})
 }
 
+// A member that is down keeps nobody from a rekey: it gets the new version when it comes
+// back, and what another was at when it died goes on elsewhere.
+func TestRekeyGoesOnWithMembersDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3)
+		r.mustStart()
+		defer r.stop()
+		n := r.fillShop(600)
+		r.hsms[0].leave()
+		r.slowly(10 * time.Millisecond)
+		job := r.rekey(api.RekeyOptions{Retire: api.RetireDisable})
+		<-time.After(25 * time.Millisecond)
+		r.hsms[1].leave()
+		done := r.wantJob(job.ID, api.JobDone)
+		if done.Progress.Done != n || done.Skipped != 0 || done.Failed != 0 || done.Reason != "" {
+			t.Errorf("it ends as %+v, want all %d versions of data keys done once", done, n)
+		}
+		r.wantVersions("shop", kms.StateDisabled, kms.StateEnabled)
+		r.wantShop(600, 2)
+		for _, h := range r.hsms[:2] {
+			h.come()
+		}
+		r.wantStates(api.MemberActive, api.MemberActive, api.MemberActive)
+		r.wantVerified("shop")
+		r.hsms[2].leave()
+		r.wantShop(600, 2)
+	})
+}
+
 func TestRekeyLeavesWhatCannotBeUnwrapped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2).mustStart()
