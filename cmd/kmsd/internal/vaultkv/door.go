@@ -72,6 +72,10 @@ func (c *call) run(w http.ResponseWriter, r *http.Request) error {
 		return permissionDenied(api.CodeUnauthenticated)
 	}
 	c.record.Principal = caller.Name()
+	if !c.h.shares.take(caller.Name()) {
+		return api.NewError(api.CodeRateLimited, fmt.Sprintf("%s has %d requests in flight", caller.Name(), c.h.shares.most), nil)
+	}
+	defer c.h.shares.give(caller.Name())
 	if refused != nil {
 		return refused
 	}

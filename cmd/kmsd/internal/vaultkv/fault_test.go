@@ -181,6 +181,32 @@ func TestARequestOverTheLimitIsTurnedAwayWithoutAnAnswer(t *testing.T) {
 	}
 }
 
+func TestNobodyTakesTheRoomOfOthers(t *testing.T) {
+	s := start(t, func(cfg *vaultkv.Config) { cfg.InFlight = 4 })
+	s.put(t, "shop", "1", api.NamedKeyPut{})
+	held, release := s.hold()
+	first := s.dial(t)
+	first.send(t, get)
+	<-held
+	if status, body, err := s.ask(t, get); err == nil {
+		t.Errorf("a second one of the same principal was answered %d %s", status, body)
+	}
+	if got := s.trail.last().Outcome; got != string(api.CodeRateLimited) {
+		t.Errorf("recorded as %q", got)
+	}
+	other := "GET /v1/sys/mounts/mariadb HTTP/1.1\nHost: x\nX-Vault-Token: " + listener
+	if status, body, err := s.ask(t, other); err != nil || status != http.StatusOK {
+		t.Errorf("another principal got %d %s, %v", status, body, err)
+	}
+	release()
+	if status, body, err := first.receive(); err != nil || status != http.StatusOK {
+		t.Errorf("the first got %d %s, %v", status, body, err)
+	}
+	if status, body, err := s.ask(t, get); err != nil || status != http.StatusOK {
+		t.Errorf("the same principal got %d %s, %v after that", status, body, err)
+	}
+}
+
 func TestARequestHasItsTimeAndThenNoAnswer(t *testing.T) {
 	s := start(t, func(cfg *vaultkv.Config) { cfg.Timeout = time.Second })
 	_, release := s.hold()

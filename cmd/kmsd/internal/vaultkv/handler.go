@@ -103,7 +103,7 @@ type Config struct {
 	// nobody counts.
 	Observe func(action, outcome string, took time.Duration)
 
-	InFlight int           // requests being served at once; zero means 1024
+	InFlight int           // requests being served at once, a quarter of them for one principal; zero means 1024
 	Timeout  time.Duration // of a request; zero means 8 s
 }
 
@@ -112,6 +112,7 @@ type Handler struct {
 	cfg       Config
 	mounts    atomic.Pointer[mounts]
 	slots     chan struct{} // one token for each request in flight
+	shares    shares
 	strangers *audit.Strangers
 }
 
@@ -133,6 +134,7 @@ func New(cfg Config) (*Handler, error) {
 		cfg.Timeout = requestTime
 	}
 	h := &Handler{cfg: cfg, slots: make(chan struct{}, cfg.InFlight)}
+	h.shares = shares{most: max(1, cfg.InFlight/4), taken: make(map[string]int)}
 	h.strangers = audit.NewStrangers(0, func(since time.Time, n int) error {
 		return h.record(audit.Record{Time: since, Outcome: string(api.CodeUnauthenticated), Suppressed: n, Duration: time.Since(since)})
 	})
