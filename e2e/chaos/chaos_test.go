@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"kmsd/e2e/chaos"
+	"kmsd/internal/devserver"
 	"kmsd/kms/api"
 )
 
@@ -50,17 +49,9 @@ func build(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []struct{ cgo, out, pkg string }{
-		{"0", "kmsd", "kmsd/cmd/kmsd"},
-		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
-		{"0", "chaos-driver", "kmsd/e2e/chaos/driver"},
-	} {
-		cmd := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			os.RemoveAll(dir)
-			t.Fatalf("building %s: %v\n%s", p.pkg, err, out)
-		}
+	if err := devserver.Build(t.Context(), dir, map[string]string{"chaos-driver": "kmsd/e2e/chaos/driver"}); err != nil {
+		os.RemoveAll(dir)
+		t.Fatal(err)
 	}
 	bin = dir
 }

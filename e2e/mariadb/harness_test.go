@@ -10,7 +10,6 @@ import (
 	"database/sql"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,17 +38,9 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin, installed = dir, filepath.Join(dir, "installed")
-	for _, p := range []struct{ cgo, out, pkg string }{
-		{"0", "kmsd", "kmsd/cmd/kmsd"},
-		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
-		{"0", "mariadb-demo", "kmsd/examples/tde/mariadb"},
-	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", p.pkg, err, out)
-			return 1
-		}
+	if err := devserver.Build(context.Background(), dir, map[string]string{"mariadb-demo": "kmsd/examples/tde/mariadb"}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

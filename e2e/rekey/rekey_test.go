@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -53,16 +52,9 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	for _, p := range []struct{ cgo, out, pkg string }{
-		{"0", "kmsd", "kmsd/cmd/kmsd"},
-		{"1", "kmsd-driver-softhsm", "kmsd/plugins/softhsm"},
-	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, p.out), p.pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+p.cgo)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "building %s: %v\n%s", p.pkg, err, out)
-			return 1
-		}
+	if err := devserver.Build(context.Background(), dir, nil); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
 }
