@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
 
 	"kmsd/kms/api"
@@ -202,6 +203,35 @@ func (k *KMS) namedKeys(ctx context.Context, database string, opts api.ListOptio
 		page.Keys, last = append(page.Keys, namedToAPI(dk, dk.DataVersion)), dk.ID
 	}
 	return page, nil
+}
+
+// lookWidth is how many records are looked at together.
+const lookWidth = 1000
+
+// everyDataVersion yields every version of every data key of a database, a page in memory at
+// a time, up to the first error. The newest come first: one that is replaced meanwhile
+// turns up among the older ones.
+func (k *KMS) everyDataVersion(ctx context.Context, database string) iter.Seq2[catalog.OldVersion, error] {
+	return func(yield func(catalog.OldVersion, error) bool) {
+		for last, more := "", true; more; {
+			more = false
+			for dk, err := range k.catalog.DataKeys(ctx, database, "", last, lookWidth) {
+				if !yield(catalog.OldVersion{Database: database, ID: dk.ID, DataVersion: dk.DataVersion}, err) || err != nil {
+					return
+				}
+				last, more = dk.ID, true
+			}
+		}
+		for last, more := (catalog.OldVersion{}), true; more; {
+			more = false
+			for old, err := range k.catalog.OldVersions(ctx, database, last, lookWidth) {
+				if !yield(old, err) || err != nil {
+					return
+				}
+				last, more = old, true
+			}
+		}
+	}
 }
 
 // DeleteNamedKey marks the newest version of a data key as deleted. One that is deleted

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"kmsd/kms/api"
 	"kmsd/kms/catalog"
@@ -182,7 +181,7 @@ func (k *KMS) checkFormat(database string, size int, object bool) error {
 	if object {
 		return badRequest("the data keys of database %q are for MariaDB, which wants the bytes of a key, not a JSON object", database)
 	}
-	if !slices.Contains([]int{16, 24, 32}, size) {
+	if !api.MariaDBTakes(size) {
 		return badRequest("the data keys of database %q are for MariaDB, which wants 16, 24 or 32 bytes, not %d: "+
 			"it would take any other length, and stop when it writes a page", database, size)
 	}

@@ -161,28 +161,12 @@ func (r *rekey) retire(ctx context.Context, rec catalog.Job) (note string, err e
 // countOlder returns how many versions of data keys are wrapped under a version of the
 // master key before the given one.
 func (k *KMS) countOlder(ctx context.Context, database string, version int) (n int, err error) {
-	for last, more := "", true; more; {
-		more = false
-		for dk, err := range k.catalog.DataKeys(ctx, database, "", last, lookWidth) {
-			if err != nil {
-				return 0, err
-			}
-			if dk.Master < version {
-				n++
-			}
-			last, more = dk.ID, true
+	for v, err := range k.everyDataVersion(ctx, database) {
+		if err != nil {
+			return 0, err
 		}
-	}
-	for last, more := (catalog.OldVersion{}), true; more; {
-		more = false
-		for old, err := range k.catalog.OldVersions(ctx, database, last, lookWidth) {
-			if err != nil {
-				return 0, err
-			}
-			if old.Master < version {
-				n++
-			}
-			last, more = old, true
+		if v.Master < version {
+			n++
 		}
 	}
 	return n, nil

@@ -246,35 +246,16 @@ func (k *KMS) mustBeUnused(ctx context.Context, rec catalog.Key, versions []int)
 	return e
 }
 
-// lookWidth is how many records are looked at together.
-const lookWidth = 1000
-
 // useOf returns a version of a data key that is wrapped under one of the versions of a
-// key. The newest come first: what is replaced meanwhile turns up among the older ones.
+// key.
 func (k *KMS) useOf(ctx context.Context, rec catalog.Key, versions []int) (found catalog.OldVersion, used bool, err error) {
 	for _, db := range rec.Databases {
-		for last, more := "", true; more; {
-			more = false
-			for dk, err := range k.catalog.DataKeys(ctx, db, "", last, lookWidth) {
-				if err != nil {
-					return found, false, err
-				}
-				if slices.Contains(versions, dk.Master) {
-					return catalog.OldVersion{Database: db, ID: dk.ID, DataVersion: dk.DataVersion}, true, nil
-				}
-				last, more = dk.ID, true
+		for v, err := range k.everyDataVersion(ctx, db) {
+			if err != nil {
+				return found, false, err
 			}
-		}
-		for last, more := (catalog.OldVersion{}), true; more; {
-			more = false
-			for old, err := range k.catalog.OldVersions(ctx, db, last, lookWidth) {
-				if err != nil {
-					return found, false, err
-				}
-				if slices.Contains(versions, old.Master) {
-					return old, true, nil
-				}
-				last, more = old, true
+			if slices.Contains(versions, v.Master) {
+				return v, true, nil
 			}
 		}
 	}

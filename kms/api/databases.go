@@ -88,6 +88,9 @@ type Database struct {
 // bytes. Any other length ends mariadbd later, when it writes a page.
 const FormatMariaDB = "mariadb"
 
+// MariaDBTakes reports whether MariaDB can use a data key of n bytes.
+func MariaDBTakes(n int) bool { return n == 16 || n == 24 || n == 32 }
+
 // DatabasePage is a page of databases.
 type DatabasePage struct {
 	Databases []Database `json:"databases"`

@@ -240,7 +240,7 @@ func checkCAS(cas *int, newest int) error {
 
 // putLocked adds a version.
 func (m *Memory) putLocked(db *memoryDatabase, dk *memoryNamed, id string, value []byte, object bool) (api.NamedKey, error) {
-	if n := len(value); m.Formats[db.Name] == api.FormatMariaDB && (object || n != 16 && n != 24 && n != 32) {
+	if n := len(value); m.Formats[db.Name] == api.FormatMariaDB && (object || !api.MariaDBTakes(n)) {
 		return api.NamedKey{}, api.NewError(api.CodeBadRequest, "MariaDB wants a data key of 16, 24 or 32 bytes", nil)
 	}
 	k := m.keys[db.Key]

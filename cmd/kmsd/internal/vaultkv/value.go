@@ -84,8 +84,6 @@ func compact(data []byte) ([]byte, error) {
 // writes the first page, and at every start after that.
 const mariaDBWants = `MariaDB reads keys here: data is {"data":"HEX"} with 32, 48 or 64 hexadecimal digits, which are 16, 24 or 32 bytes`
 
-func mariaDBTakes(n int) bool { return n == 16 || n == 24 || n == 32 }
-
 func parseMariaDB(data []byte) ([]byte, error) {
 	fields, err := object(data)
 	switch {
@@ -102,7 +100,7 @@ func parseMariaDB(data []byte) ([]byte, error) {
 		clear(key)
 		return nil, badRequest("%s; this is not hexadecimal", mariaDBWants)
 	}
-	if !mariaDBTakes(len(key)) {
+	if !api.MariaDBTakes(len(key)) {
 		clear(key)
 		return nil, badRequest("%s; these are %d bytes", mariaDBWants, len(key))
 	}
@@ -122,7 +120,7 @@ func writeValue(to *bytes.Buffer, m Mount, nk api.NamedKey) error {
 		to.WriteString(`"}`)
 	case nk.Object:
 		return fmt.Errorf("version %d of data key %s is a JSON object and not a key for MariaDB", nk.Version, strconv.Quote(nk.ID))
-	case !mariaDBTakes(len(nk.Plaintext)):
+	case !api.MariaDBTakes(len(nk.Plaintext)):
 		return fmt.Errorf("version %d of data key %s has %d bytes; MariaDB takes 16, 24 or 32", nk.Version, strconv.Quote(nk.ID), len(nk.Plaintext))
 	default:
 		to.WriteString(`{"data":"`)
