@@ -177,6 +177,10 @@ func TestHowAWriteEndedIsFoundOut(t *testing.T) {
 		return k.Version, err
 	}
 	remove := func(r *rig) (int, error) { return 0, r.DeleteNamedKey(r.t.Context(), "shop", "1") }
+	rekey := func(r *rig) (int, error) {
+		job, err := r.Rekey(r.t.Context(), "shop", api.RekeyOptions{})
+		return job.Version, err
+	}
 	newest := func(r *rig) string {
 		k, err := r.DescribeNamedKey(r.t.Context(), "shop", "1")
 		return fmt.Sprint(k.Version, " ", k.Deleted != nil, " ", err)
@@ -185,6 +189,10 @@ func TestHowAWriteEndedIsFoundOut(t *testing.T) {
 		key, err := r.Key(r.t.Context(), "bank")
 		_, absent := r.Database(r.t.Context(), "bank")
 		return fmt.Sprint(key.Databases, err, " ", errors.Is(absent, kms.ErrNotFound))
+	}
+	job := func(r *rig) string {
+		db, err := r.Database(r.t.Context(), "shop")
+		return fmt.Sprint(db.Version, " ", db.Job != "", " ", err)
 	}
 	for _, c := range []struct {
 		name    string
@@ -205,6 +213,8 @@ func TestHowAWriteEndedIsFoundOut(t *testing.T) {
 		{"a mark was written", catalog.KindDataKey, true, errDisk, remove, 0, nil, "", newest, "1 true <nil>"},
 		{"a mark was not written", catalog.KindDataKey, false, errDisk, remove, 0, kms.ErrInternal, "input/output error", newest, "1 false <nil>"},
 		{"a database was written", catalog.KindDatabase, true, errDisk, createBank, 1, nil, "", bank, "[bank] <nil> false"},
+		{"a job was written", catalog.KindJob, true, errDisk, rekey, 2, nil, "", job, "2 true <nil>"},
+		{"a job was not written", catalog.KindJob, false, errDisk, rekey, 0, kms.ErrInternal, "input/output error", job, "2 false <nil>"},
 		{"a database was not written", catalog.KindDatabase, false, errDisk, createBank, 0, kms.ErrInternal, "input/output error", bank, "[] <nil> true"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

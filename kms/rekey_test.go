@@ -70,12 +70,16 @@ func secretOf(id string, version int) []byte {
 func (r *rig) wantShop(n, master int) {
 	r.t.Helper()
 	for i := range n {
-		id := fmt.Sprint(i)
-		for v := 1; v <= r.newest("shop", id); v++ {
-			k, err := r.NamedKey(r.t.Context(), "shop", id, v)
-			if err != nil || string(k.Plaintext) != string(secretOf(id, v)) || k.Master < master {
-				r.t.Fatalf("version %d of %s: %q under version %d, %v; want it under %d", v, id, k.Plaintext, k.Master, err, master)
-			}
+		r.wantDataKey(fmt.Sprint(i), master)
+	}
+}
+
+func (r *rig) wantDataKey(id string, master int) {
+	r.t.Helper()
+	for v := 1; v <= r.newest("shop", id); v++ {
+		k, err := r.NamedKey(r.t.Context(), "shop", id, v)
+		if err != nil || string(k.Plaintext) != string(secretOf(id, v)) || k.Master < master {
+			r.t.Fatalf("version %d of %s: %q under version %d, %v; want it under %d", v, id, k.Plaintext, k.Master, err, master)
 		}
 	}
 }
