@@ -9,12 +9,12 @@ import (
 	"kmsd/pluginproto"
 )
 
-// refuse makes HSMs refuse to decrypt, so many times each; 0 means for ever.
-func (r *rig) refuse(times int) {
+// refuse makes all HSMs refuse to decrypt: many items together, or anything.
+func (r *rig) refuse(many bool) {
 	const mechanismInvalid = 0x70 // PKCS#11 2.40, pkcs11t.h
 	for _, h := range r.hsms {
 		h.driver().Script(memdriver.Fault{
-			Call: memdriver.CallDo, Op: pluginproto.OpDecrypt, Times: times,
+			Call: memdriver.CallDo, Op: pluginproto.OpDecrypt, Many: many,
 			Err: &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: mechanismInvalid, Op: "decrypting"},
 		})
 	}
@@ -25,7 +25,7 @@ func TestRekeyGoesOnOneByOneWhenManyTogetherAreRefused(t *testing.T) {
 	r.mustStart()
 	defer r.stop()
 	n := r.fillShop(60)
-	r.refuse(1)
+	r.refuse(true)
 	done := r.wantJob(r.rekey(api.RekeyOptions{}).ID, api.JobDone)
 	if done.Progress.Done != n || done.Failed != 0 {
 		t.Errorf("it ends as %+v, want all %d versions of data keys done", done, n)
@@ -38,7 +38,7 @@ func TestRekeyLosesNothingWhenTheHSMsRefuseAll(t *testing.T) {
 	r.mustStart()
 	defer r.stop()
 	n := r.fillShop(60)
-	r.refuse(0)
+	r.refuse(false)
 	done := r.wantJob(r.rekey(api.RekeyOptions{Retire: api.RetireDestroy}).ID, api.JobDone)
 	if done.Failed != n || !strings.Contains(done.Reason, "stay under older versions") {
 		t.Errorf("it ends as %+v, want all %d versions of data keys failed", done, n)

@@ -72,7 +72,7 @@ func (d *Driver) Token() *Token { return d.token }
 // Open implements pluginproto.Driver. The only setting it knows is token_label.
 func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginproto.TokenInfo, error) {
 	const op = "opening the token"
-	if err := d.begin(ctx, CallOpen, 0); err != nil {
+	if err := d.begin(ctx, CallOpen, pluginproto.Command{}); err != nil {
 		return pluginproto.TokenInfo{}, err
 	}
 	for name, value := range req.Settings {
@@ -115,7 +115,7 @@ func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginp
 
 // List implements pluginproto.Driver.
 func (d *Driver) List(ctx context.Context) ([]pluginproto.Object, error) {
-	if err := d.begin(ctx, CallList, 0); err != nil {
+	if err := d.begin(ctx, CallList, pluginproto.Command{}); err != nil {
 		return nil, err
 	}
 	return d.token.objects(), nil
@@ -123,7 +123,7 @@ func (d *Driver) List(ctx context.Context) ([]pluginproto.Object, error) {
 
 // Inspect implements pluginproto.Driver.
 func (d *Driver) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto.Object, error) {
-	if err := d.begin(ctx, CallInspect, 0); err != nil {
+	if err := d.begin(ctx, CallInspect, pluginproto.Command{}); err != nil {
 		return pluginproto.Object{}, err
 	}
 	k, ok := d.token.find(id)
@@ -135,7 +135,7 @@ func (d *Driver) Inspect(ctx context.Context, id pluginproto.KeyID) (pluginproto
 
 // Generate implements pluginproto.Driver.
 func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (pluginproto.Object, error) {
-	if err := d.begin(ctx, CallGenerate, 0); err != nil {
+	if err := d.begin(ctx, CallGenerate, pluginproto.Command{}); err != nil {
 		return pluginproto.Object{}, err
 	}
 	k, err := newKey(spec.Type, spec.Label)
@@ -154,7 +154,7 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 
 // SetAttributes implements pluginproto.Driver.
 func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error {
-	if err := d.begin(ctx, CallSetAttributes, 0); err != nil {
+	if err := d.begin(ctx, CallSetAttributes, pluginproto.Command{}); err != nil {
 		return err
 	}
 	k, ok := d.token.find(id)
@@ -176,7 +176,7 @@ func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs 
 
 // Destroy implements pluginproto.Driver.
 func (d *Driver) Destroy(ctx context.Context, id pluginproto.KeyID) error {
-	if err := d.begin(ctx, CallDestroy, 0); err != nil {
+	if err := d.begin(ctx, CallDestroy, pluginproto.Command{}); err != nil {
 		return err
 	}
 	var there bool
@@ -191,7 +191,7 @@ func (d *Driver) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 
 // CloneStep implements pluginproto.Driver.
 func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	if err := d.begin(ctx, CallCloneStep, 0); err != nil {
+	if err := d.begin(ctx, CallCloneStep, pluginproto.Command{}); err != nil {
 		return pluginproto.CloneReply{}, err
 	}
 	return d.clone(req)
@@ -202,7 +202,7 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 	if err := cmd.Check(); err != nil {
 		return pluginproto.Result{}, err
 	}
-	if err := d.begin(ctx, CallDo, cmd.Op); err != nil {
+	if err := d.begin(ctx, CallDo, cmd); err != nil {
 		return pluginproto.Result{}, err
 	}
 	service := d.opts.ServiceTime * time.Duration(max(1, len(cmd.Items)))

@@ -29,6 +29,8 @@ type Fault struct {
 	Call Call
 	// Op is the operation it fits; zero fits every one. With it, only Do fits.
 	Op pluginproto.Op
+	// Many makes it fit only commands with items, as those of a driver that knows none.
+	Many bool
 	// Times is how many calls it happens to; zero means until [Driver.Clear].
 	Times int
 	// Delay is waited for.
@@ -108,13 +110,13 @@ func (d *Driver) change(what func()) error {
 }
 
 // begin is the start of every call: it counts, and lets the scripted fault happen.
-func (d *Driver) begin(ctx context.Context, c Call, op pluginproto.Op) error {
+func (d *Driver) begin(ctx context.Context, c Call, cmd pluginproto.Command) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.counts[c]++
-	f := d.pickFaultLocked(c, op)
+	f := d.pickFaultLocked(c, cmd)
 	d.mu.Unlock()
 	if f != nil {
 		if err := d.suffer(ctx, f); err != nil {
@@ -165,9 +167,9 @@ func (d *Driver) broken(c Call) error {
 	return nil
 }
 
-func (d *Driver) pickFaultLocked(c Call, op pluginproto.Op) *Fault {
+func (d *Driver) pickFaultLocked(c Call, cmd pluginproto.Command) *Fault {
 	for i, f := range d.faults {
-		if f.Call != "" && f.Call != c || f.Op != 0 && (c != CallDo || f.Op != op) {
+		if f.Call != "" && f.Call != c || f.Op != 0 && (c != CallDo || f.Op != cmd.Op) || f.Many && len(cmd.Items) == 0 {
 			continue
 		}
 		happens := *f
