@@ -291,7 +291,7 @@ func (k *KMS) spreadStranger(ctx context.Context, g *keyGroup, rec catalog.Key, 
 	h := half{primary: holder, copy: replica.Copy{ID: o.ID, Type: o.Type, CheckValue: o.CheckValue, Key: rec.Name, Version: number}}
 	copies, failures := k.spread(ctx, g, h)
 	if len(copies)+len(failures) == 1 {
-		if _, err := holder.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: o.ID}); err != nil {
+		if err := gives(ctx, holder, o.ID); err != nil {
 			return nil, fmt.Errorf("it cannot be cloned: %w", err)
 		}
 	}
@@ -301,6 +301,23 @@ func (k *KMS) spreadStranger(ctx context.Context, g *keyGroup, rec catalog.Key, 
 		}
 	}
 	return copies, k.enough(g, rec, false, copies, failures)
+}
+
+// gives finds out whether a key can leave its token.
+func gives(ctx context.Context, m group.Member, id pluginproto.KeyID) error {
+	cloning := m.Token().Cloning
+	at := slices.IndexFunc(cloning, func(p pluginproto.CloneProtocol) bool { return p.Gives })
+	if at < 0 {
+		return pluginproto.Errorf(pluginproto.ClassCaller, "cloning a key from member "+m.Name(), "it has no protocol for that")
+	}
+	req := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: cloning[at].Name, Keys: []pluginproto.KeyID{id}}
+	rand.Read(req.Transfer[:]) // never fails
+	said, err := m.CloneStep(ctx, req)
+	if err == nil && !said.Done {
+		req.End = true
+		_, err = m.CloneStep(ctx, req)
+	}
+	return err
 }
 
 // putStranger writes the record of an adopted key. From here on it is a master key

@@ -329,19 +329,34 @@ func cannotExport(v export, err error) error {
 }
 
 func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, error) {
-	req := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: v.id}
+	protocol, ok := aloneProtocol(m.Token(), "")
+	if !ok {
+		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errTokenToToken}
+	}
+	req := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: protocol, Keys: []pluginproto.KeyID{v.id}}
 	rand.Read(req.Transfer[:]) // never fails
 	said, err := m.CloneStep(ctx, req)
 	switch {
 	case err != nil:
 		return backup.Blob{}, err
-	case !said.Done:
+	case !said.Done || len(said.Keys) != 1 || said.Keys[0].Object == nil:
 		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errTokenToToken}
-	case said.Object == nil || said.Object.Type != v.typ || !bytes.Equal(said.Object.CheckValue, v.version.CheckValue):
+	case said.Keys[0].Object.Type != v.typ || !bytes.Equal(said.Keys[0].Object.CheckValue, v.version.CheckValue):
 		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errors.New("it has another key under this identity")}
 	}
 	return backup.Blob{
 		Identity: v.id.String(), Type: string(v.typ), CheckValue: v.version.CheckValue,
-		Transfer: req.Transfer[:], Blob: said.Blob,
+		Protocol: protocol, Transfer: req.Transfer[:], Blob: said.Blob,
 	}, nil
+}
+
+// aloneProtocol returns the protocol whose blobs can be kept, by its name or, without
+// one, the first that a token has; false when there is none.
+func aloneProtocol(t pluginproto.TokenInfo, name string) (string, bool) {
+	for _, p := range t.Cloning {
+		if p.Alone && (p.Name == name || name == "") {
+			return p.Name, true
+		}
+	}
+	return "", false
 }

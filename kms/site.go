@@ -170,16 +170,21 @@ func (t *token) take(ctx context.Context, b backup.Blob, prove bool) error {
 	if err != nil {
 		return err
 	}
-	req := pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id, Blob: b.Blob, Prove: prove}
+	protocol, ok := aloneProtocol(t.info, b.Protocol)
+	if !ok {
+		return fmt.Errorf("member %s: it does not take keys from a file as key %s is in it (%q)", t.name, id, b.Protocol)
+	}
+	req := pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: protocol, Keys: []pluginproto.KeyID{id}, Blob: b.Blob, Prove: prove}
 	copy(req.Transfer[:], b.Transfer)
 	reply, err := t.conn.CloneStep(ctx, req)
 	switch {
 	case err != nil:
 		return fmt.Errorf("member %s: %w", t.name, err)
-	case !reply.Done || reply.Object == nil:
+	case !reply.Done || len(reply.Keys) != 1 || reply.Keys[0].Object == nil:
 		return fmt.Errorf("member %s: it is not content with what the backup has of key %s", t.name, id)
-	case string(reply.Object.Type) != b.Type || !bytes.Equal(reply.Object.CheckValue, b.CheckValue):
-		return fmt.Errorf("member %s: key %s has check value %x, and %x in the backup", t.name, id, reply.Object.CheckValue, b.CheckValue)
+	}
+	if o := reply.Keys[0].Object; string(o.Type) != b.Type || !bytes.Equal(o.CheckValue, b.CheckValue) {
+		return fmt.Errorf("member %s: key %s has check value %x, and %x in the backup", t.name, id, o.CheckValue, b.CheckValue)
 	}
 	return nil
 }

@@ -101,6 +101,8 @@ func (c *Client) Open(ctx context.Context, req OpenRequest) (TokenInfo, error) {
 		DomainCheck:  m.GetDomainCheck(),
 		Driver:       text(m.GetDriver()),
 		Mechanisms:   mechanismsOf(m.GetMechanisms()),
+		Cloning:      protocolsOf(m.GetCloning()),
+		Facts:        factsOf(m.GetFacts()),
 	}, nil
 }
 
@@ -221,15 +223,8 @@ func (c *Client) CloneStep(ctx context.Context, req CloneRequest) (reply CloneRe
 	if err := req.check(); err != nil {
 		return CloneReply{}, err
 	}
-	err = c.call(ctx, "cloning a key", func(ctx context.Context) error {
-		m, err := c.rpc.CloneStep(ctx, &driverv1.CloneStepRequest{
-			Transfer: req.Transfer[:],
-			Role:     driverv1.CloneRole(req.Role),
-			Step:     uint32(req.Step),
-			Key:      req.Key[:],
-			Blob:     req.Blob,
-			Prove:    req.Prove,
-		}, c.callOpts...)
+	err = c.call(ctx, cloneOp, func(ctx context.Context) error {
+		m, err := c.rpc.CloneStep(ctx, wireCloneRequest(req), c.callOpts...)
 		if err != nil {
 			return err
 		}
@@ -237,6 +232,16 @@ func (c *Client) CloneStep(ctx context.Context, req CloneRequest) (reply CloneRe
 		return err
 	})
 	return reply, err
+}
+
+// Facts implements [Driver].
+func (c *Client) Facts(ctx context.Context) (facts []Fact, err error) {
+	err = c.call(ctx, "asking for facts", func(ctx context.Context) error {
+		m, err := c.rpc.Facts(ctx, &driverv1.FactsRequest{}, c.callOpts...)
+		facts = factsOf(m.GetFacts())
+		return err
+	})
+	return facts, err
 }
 
 // Do implements [Driver].

@@ -51,12 +51,15 @@ type Driver interface {
 	// ClassNotFound.
 	Destroy(ctx context.Context, id KeyID) error
 
-	// CloneStep takes one step of copying a key from one token to another. The
-	// core relays blobs between a source and a target driver, starting at the
-	// source with step 0 and no blob, until the target answers Done. No blob ever
-	// holds a key in the clear. A key that the target holds already, with an equal
-	// check value, makes the clone a success without effect.
+	// CloneStep takes one step of copying keys from one token to another. The core
+	// picks a protocol that both ends know and relays blobs between a source and a
+	// target driver, starting at the source with step 0 and no blob, until the target
+	// answers Done. No blob ever holds a key in the clear. A key that the target holds
+	// already, with an equal check value, is a success without effect.
 	CloneStep(ctx context.Context, req CloneRequest) (CloneReply, error)
+
+	// Facts returns what TokenInfo.Facts says, as it is now.
+	Facts(ctx context.Context) ([]Fact, error)
 
 	// Do runs one command of the hot path.
 	Do(ctx context.Context, cmd Command) (Result, error)
@@ -136,6 +139,21 @@ type TokenInfo struct {
 	// Mechanisms are those that the token offers, in ascending order. Nil: it does not
 	// say.
 	Mechanisms []Mechanism
+
+	// Cloning is how keys leave the token and come to it, the best way first. A driver
+	// whose keys stay where they are has none.
+	Cloning []CloneProtocol
+
+	// Facts are what an operator should know of the token besides.
+	Facts []Fact
+}
+
+// Fact is one thing to know of a token: how much room it has, whether it is activated,
+// what its library lacks.
+type Fact struct {
+	Name, Value string
+	// Warning says that somebody has to act before it becomes a failure.
+	Warning bool
 }
 
 // KeySpec says what key to make.
@@ -163,40 +181,6 @@ type Object struct {
 // Attributes are what SetAttributes changes. A nil field is left as it is.
 type Attributes struct {
 	Label *string
-}
-
-// CloneRole says which end of a clone a driver is.
-type CloneRole uint8
-
-const (
-	CloneSource CloneRole = 1
-	CloneTarget CloneRole = 2
-)
-
-// CloneRequest is one step of a clone at one end.
-type CloneRequest struct {
-	Transfer [16]byte // random, the same for all steps at both ends
-	Role     CloneRole
-	Step     int // counts up from 0 at each end
-	Key      KeyID
-	Blob     []byte // what the other end answered; nil at the source's step 0
-
-	// Prove makes the target prove what a blob holds, and keep none of it: its HSM takes
-	// the key in, computes its check value, and lets it go. The token is as it was
-	// before, whatever it holds under the identity. That works with a source that is done
-	// after step 0, whose blob is all that a target needs; a target whose keys go from
-	// token to token in more steps refuses it with ClassCaller.
-	Prove bool
-}
-
-// CloneReply is what one step gives to the other end.
-type CloneReply struct {
-	Blob []byte
-	Done bool // this end has nothing more to do
-	// Object is at the source, with step 0: the key as it is there, which the core
-	// compares before the target gets any of it. At the target, with Done: the key as
-	// it is there now, or as it was proved.
-	Object *Object
 }
 
 // Op is what a command does.

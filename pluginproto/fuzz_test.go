@@ -135,14 +135,20 @@ func FuzzResults(f *testing.F) {
 
 // FuzzObjects reads foreign objects and clone replies as the core's side does.
 func FuzzObjects(f *testing.F) {
+	results := func(all ...*driverv1.Object) (out []*driverv1.CloneResult) {
+		for _, o := range all {
+			out = append(out, &driverv1.CloneResult{Result: &driverv1.CloneResult_Object{Object: o}})
+		}
+		return append(out, &driverv1.CloneResult{Result: &driverv1.CloneResult_Failure{Failure: &driverv1.Failure{}}})
+	}
 	good := &driverv1.Object{Id: make([]byte, 16), Type: string(AES256), CheckValue: make([]byte, 8)}
 	for _, m := range []*driverv1.CloneStepReply{
 		{},
 		{Done: true},
-		{Done: true, Object: good},
-		{Done: true, Object: &driverv1.Object{Id: make([]byte, 16), Type: string(RSA2048), CheckValue: make([]byte, 8)}},
-		{Done: true, Object: &driverv1.Object{Id: []byte{1}, Type: "rot-13"}},
-		{Blob: make([]byte, 100), Object: good},
+		{Done: true, Keys: results(good)},
+		{Done: true, Keys: results(&driverv1.Object{Id: make([]byte, 16), Type: string(RSA2048), CheckValue: make([]byte, 8)})},
+		{Done: true, Keys: results(&driverv1.Object{Id: []byte{1}, Type: "rot-13"})},
+		{Blob: make([]byte, 100), Keys: results(good, good)},
 	} {
 		b, err := proto.Marshal(m)
 		if err != nil {
@@ -155,13 +161,21 @@ func FuzzObjects(f *testing.F) {
 		if proto.Unmarshal(b, &m) != nil {
 			return
 		}
-		req := CloneRequest{Role: CloneTarget}
+		req := CloneRequest{Role: CloneTarget, Keys: []KeyID{{}, {1}}}
 		reply, err := cloneReplyOf(req, &m)
-		switch {
-		case err != nil && ClassOf(err) != ClassMember:
+		if err != nil && ClassOf(err) != ClassMember {
 			t.Errorf("error %v is not of class member", err)
-		case err == nil && reply.Done && (reply.Object == nil || reply.Object.ID != req.Key || len(reply.Object.CheckValue) == 0):
-			t.Errorf("done, with %+v", reply.Object)
+		}
+		if err != nil || !reply.Done {
+			return
+		}
+		if len(reply.Keys) != len(req.Keys) {
+			t.Fatalf("done, with answers for %d keys of %d", len(reply.Keys), len(req.Keys))
+		}
+		for i, r := range reply.Keys {
+			if r.Err == nil && (r.Object == nil || r.Object.ID != req.Keys[i] || len(r.Object.CheckValue) == 0) {
+				t.Errorf("done, with %+v", r.Object)
+			}
 		}
 	})
 }
@@ -170,9 +184,9 @@ func FuzzObjects(f *testing.F) {
 func FuzzCloneRequests(f *testing.F) {
 	for _, m := range []*driverv1.CloneStepRequest{
 		{},
-		{Transfer: make([]byte, 16), Key: make([]byte, 16), Role: driverv1.CloneRole_CLONE_ROLE_SOURCE},
-		{Transfer: make([]byte, 16), Key: make([]byte, 16), Role: 257, Step: 1 << 31},
-		{Transfer: make([]byte, 17), Key: make([]byte, 16), Role: driverv1.CloneRole_CLONE_ROLE_TARGET, Blob: []byte("blob")},
+		{Transfer: make([]byte, 16), Keys: [][]byte{make([]byte, 16)}, Protocol: "memory", Role: driverv1.CloneRole_CLONE_ROLE_SOURCE},
+		{Transfer: make([]byte, 16), Keys: [][]byte{make([]byte, 16)}, Protocol: "memory", Role: 257, Step: 1 << 31},
+		{Transfer: make([]byte, 17), Keys: [][]byte{make([]byte, 16)}, Protocol: "memory", Role: driverv1.CloneRole_CLONE_ROLE_TARGET, Blob: []byte("blob")},
 	} {
 		b, err := proto.Marshal(m)
 		if err != nil {
@@ -189,7 +203,7 @@ func FuzzCloneRequests(f *testing.F) {
 		switch {
 		case err != nil && ClassOf(err) != ClassCaller:
 			t.Errorf("error %v is not of class caller", err)
-		case err == nil && (req.Role != CloneSource && req.Role != CloneTarget || req.Step < 0 || len(req.Blob) > MaxBlob):
+		case err == nil && (req.Role != CloneSource && req.Role != CloneTarget || req.Step < 0 || len(req.Blob) > MaxBlob || len(req.Keys) < 1 || len(req.Keys) > MaxCloneKeys):
 			t.Errorf("a request outside the contract: %+v", req)
 		}
 	})

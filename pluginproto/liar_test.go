@@ -52,11 +52,11 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 	}
 	list := func(ctx context.Context, d pluginproto.Driver) error { _, err := d.List(ctx); return err }
 	clone := func(ctx context.Context, d pluginproto.Driver) error {
-		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id})
+		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "memory", Keys: []pluginproto.KeyID{id}})
 		return err
 	}
 	prove := func(ctx context.Context, d pluginproto.Driver) error {
-		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id, Prove: true})
+		_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "memory", Keys: []pluginproto.KeyID{id}, Prove: true})
 		return err
 	}
 	run := func(cmd pluginproto.Command) func(context.Context, pluginproto.Driver) error {
@@ -79,8 +79,10 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 		{"a pair without public half", liar{object: changed(func(o *pluginproto.Object) { o.Type = pluginproto.RSA2048 })}, inspect, "public half of 0 bytes"},
 		{"a new key of another type", liar{object: changed(func(o *pluginproto.Object) { o.Type = pluginproto.AES128 })}, generate, "asked for a key of type aes-256, got aes-128"},
 		{"one key twice in a list", liar{list: []pluginproto.Object{good, good}}, list, "listed twice"},
-		{"a clone that is done and shows nothing", liar{reply: pluginproto.CloneReply{Done: true}}, clone, "no object"},
-		{"a clone of another key", liar{reply: pluginproto.CloneReply{Done: true, Object: &pluginproto.Object{Type: pluginproto.AES256, CheckValue: []byte{1}}}}, clone, "asked for key 01"},
+		{"a clone that is done and shows nothing", liar{reply: pluginproto.CloneReply{Done: true}}, clone, "answers for 0 keys to a transfer of 1"},
+		{"a clone that shows an empty answer", liar{reply: pluginproto.CloneReply{Done: true, Keys: make([]pluginproto.CloneResult, 1)}}, clone, "no object"},
+		{"a clone that shows too much", liar{reply: pluginproto.CloneReply{Done: true, Keys: make([]pluginproto.CloneResult, 2)}}, clone, "answers for 2 keys to a transfer of 1"},
+		{"a clone of another key", liar{reply: pluginproto.CloneReply{Done: true, Keys: []pluginproto.CloneResult{{Object: &pluginproto.Object{Type: pluginproto.AES256, CheckValue: []byte{1}}}}}}, clone, "asked for key 01"},
 		{"a proof that is not done", liar{reply: pluginproto.CloneReply{Blob: []byte{1}}}, prove, "proved in one step"},
 		{"a ciphertext as long as the plaintext", liar{result: pluginproto.Result{Output: make([]byte, 32), IV: make([]byte, 12)}}, run(encrypt), "encrypting gave 32 bytes"},
 		{"a ciphertext without IV", liar{result: pluginproto.Result{Output: make([]byte, 48)}}, run(encrypt), "IV of 0"},

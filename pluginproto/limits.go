@@ -15,9 +15,15 @@ const (
 	MaxLabel = 1 << 10
 	// MaxBlob is the longest blob that one end of a clone gives to the other.
 	MaxBlob = 1 << 20
+	// MaxCloneKeys is how many keys one transfer may carry.
+	MaxCloneKeys = 64
 
-	// GCMIVSize and GCMTagSize are the only sizes in use with AES-GCM.
-	GCMIVSize  = 12
+	// GCMIVSize is the size of every IV that a token is asked to encrypt with. One that
+	// makes its IVs itself may use GCMLongIVSize as well: a Luna in FIPS mode does
+	// (Thales, CKM_AES_GCM), so every token has to decrypt with either.
+	GCMIVSize     = 12
+	GCMLongIVSize = 16
+	// GCMTagSize is the only size of a tag.
 	GCMTagSize = 16
 
 	maxSignature  = 1 << 10 // RSA-4096 has 512 bytes, ECDSA P-521 132
@@ -28,6 +34,9 @@ const (
 	maxSettings   = 64      // settings of a member
 	maxSetting    = 4 << 10 // one setting's name or value
 	maxObjects    = 1 << 20 // keys on one token
+	maxFacts      = 64
+	maxProtocols  = 16
+	maxProtocol   = 32 // a protocol's name
 
 	// maxMessage is the longest gRPC message, both ways. A batch is closed at
 	// maxBatch, and the last command in it may add MaxInput + MaxAAD.
@@ -108,7 +117,7 @@ func (c Command) checkSizes() error {
 	}{
 		{"input", len(c.Input), MaxInput},
 		{"additional data", len(c.AAD), MaxAAD},
-		{"IV", len(c.IV), GCMIVSize},
+		{"IV", len(c.IV), GCMLongIVSize},
 		{"signature", len(c.Signature), maxSignature},
 	} {
 		if f.have > f.most {
@@ -127,8 +136,10 @@ func (c Command) checkCipher() error {
 		return nil
 	case c.Mech != AESGCM:
 		return c.mismatch()
-	case len(c.IV) != GCMIVSize:
+	case c.Op == OpEncrypt && len(c.IV) != GCMIVSize:
 		return Errorf(ClassCaller, c.Op.gerund(), "IV of %d bytes, AES-GCM takes %d", len(c.IV), GCMIVSize)
+	case !GCMIV(len(c.IV)):
+		return Errorf(ClassCaller, c.Op.gerund(), "IV of %d bytes, AES-GCM takes %d or %d", len(c.IV), GCMIVSize, GCMLongIVSize)
 	case c.Op == OpDecrypt && len(c.Input) < GCMTagSize:
 		return &Error{
 			Class: ClassCaller, CKR: CKREncryptedDataInvalid, Op: c.Op.gerund(),
@@ -137,6 +148,9 @@ func (c Command) checkCipher() error {
 	}
 	return nil
 }
+
+// GCMIV reports whether an IV of n bytes may be used with AES-GCM.
+func GCMIV(n int) bool { return n == GCMIVSize || n == GCMLongIVSize }
 
 func (c Command) checkSignature() error {
 	switch c.Mech {

@@ -1,7 +1,5 @@
 package pluginproto
 
-import driverv1 "kmsd/pluginproto/v1"
-
 // The checks here hold on both sides of the wall: the core asks them before it
 // sends, the driver's side before the driver sees the request.
 
@@ -44,66 +42,4 @@ func checkLabel(op, label string) error {
 		return Errorf(ClassCaller, op, "the label is not UTF-8 text of at most %d bytes", MaxLabel)
 	}
 	return nil
-}
-
-func (r CloneRequest) check() error {
-	const (
-		op       = "cloning a key"
-		maxSteps = 64 // the longest protocol in use has 4
-	)
-	switch {
-	case r.Role != CloneSource && r.Role != CloneTarget:
-		return Errorf(ClassCaller, op, "role %d is not in the contract", r.Role)
-	case r.Step < 0 || r.Step > maxSteps:
-		return Errorf(ClassCaller, op, "step %d, at most %d are possible", r.Step, maxSteps)
-	case r.Prove && (r.Role != CloneTarget || r.Step != 0):
-		return Errorf(ClassCaller, op, "only a target proves a blob, and in one step")
-	case len(r.Blob) > MaxBlob:
-		return Errorf(ClassCaller, op, "a blob of %d bytes, at most %d are possible", len(r.Blob), MaxBlob)
-	}
-	return nil
-}
-
-func cloneRequestOf(m *driverv1.CloneStepRequest) (CloneRequest, error) {
-	transfer, err := keyID(m.GetTransfer()) // of the same shape
-	if err != nil {
-		return CloneRequest{}, err
-	}
-	key, err := keyID(m.GetKey())
-	if err != nil {
-		return CloneRequest{}, err
-	}
-	role := m.GetRole()
-	if role < 0 || role > 0xFF {
-		role = driverv1.CloneRole_CLONE_ROLE_UNSPECIFIED
-	}
-	req := CloneRequest{
-		Transfer: transfer,
-		Role:     CloneRole(role),
-		Step:     int(min(m.GetStep(), 0xFFFF)),
-		Key:      key,
-		Blob:     m.GetBlob(),
-		Prove:    m.GetProve(),
-	}
-	return req, req.check()
-}
-
-// cloneReplyOf reads one end's answer to req off the wire.
-func cloneReplyOf(req CloneRequest, m *driverv1.CloneStepReply) (CloneReply, error) {
-	reply := CloneReply{Blob: m.GetBlob(), Done: m.GetDone()}
-	if len(reply.Blob) > MaxBlob {
-		return CloneReply{}, badReply("a blob of %d bytes, at most %d are possible", len(reply.Blob), MaxBlob)
-	}
-	if req.Prove && !reply.Done {
-		return CloneReply{}, badReply("a blob is proved in one step, and this one is not done")
-	}
-	if shows := req.Role == CloneSource && req.Step == 0 || req.Role == CloneTarget && reply.Done; !shows {
-		return reply, nil
-	}
-	o, err := answered(req.Key, m.GetObject())
-	if err != nil {
-		return CloneReply{}, err
-	}
-	reply.Object = &o
-	return reply, nil
 }

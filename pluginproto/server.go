@@ -55,6 +55,8 @@ func (s *server) Open(ctx context.Context, m *driverv1.OpenRequest) (*driverv1.O
 		DomainCheck:  info.DomainCheck,
 		Driver:       text(info.Driver),
 		Mechanisms:   wireMechanisms(info.Mechanisms),
+		Cloning:      wireProtocols(info.Cloning),
+		Facts:        wireFacts(info.Facts),
 	}, nil
 }
 
@@ -141,11 +143,15 @@ func (s *server) CloneStep(ctx context.Context, m *driverv1.CloneStepRequest) (*
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	out := &driverv1.CloneStepReply{Blob: reply.Blob, Done: reply.Done}
-	if reply.Object != nil {
-		out.Object = wireObject(*reply.Object)
+	return wireCloneReply(reply), nil
+}
+
+func (s *server) Facts(ctx context.Context, _ *driverv1.FactsRequest) (*driverv1.FactsReply, error) {
+	facts, err := s.driver.Facts(ctx)
+	if err != nil {
+		return nil, statusOf(err)
 	}
-	return out, nil
+	return &driverv1.FactsReply{Facts: wireFacts(facts)}, nil
 }
 
 func (s *server) Close(context.Context, *driverv1.CloseRequest) (*driverv1.CloseReply, error) {

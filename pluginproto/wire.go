@@ -94,18 +94,19 @@ type question struct {
 	mech   Mechanism
 	input  int // bytes
 	length int
-	iv     [GCMIVSize]byte
+	iv     [GCMLongIVSize]byte
+	ivSize int        // bytes of iv that there are
 	items  []question // one for each item; nil: it has none
 }
 
 func questionOf(c *Command) question {
 	q := question{op: c.Op, mech: c.Mech, input: len(c.Input), length: c.Length}
-	copy(q.iv[:], c.IV)
+	q.ivSize = copy(q.iv[:], c.IV)
 	if len(c.Items) > 0 {
 		q.items = make([]question, len(c.Items))
 		for i, it := range c.Items {
 			q.items[i] = question{op: c.Op, mech: c.Mech, input: len(it.Input)}
-			copy(q.items[i].iv[:], it.IV)
+			q.items[i].ivSize = copy(q.items[i].iv[:], it.IV)
 		}
 	}
 	return q
@@ -146,6 +147,11 @@ func itemsOf(q *question, m *driverv1.Result) (Result, error) {
 		}
 		r.Items[i] = it
 	}
+	if q.op == OpEncrypt {
+		if err := q.fresh(r.Items); err != nil {
+			return Result{}, err
+		}
+	}
 	return r, nil
 }
 
@@ -154,7 +160,7 @@ func (q *question) answeredBy(output, iv []byte) error {
 	n, ok := len(output), false
 	switch q.op {
 	case OpEncrypt:
-		ok = n == q.input+GCMTagSize && len(iv) == GCMIVSize
+		ok = n == q.input+GCMTagSize && GCMIV(len(iv))
 	case OpDecrypt:
 		ok = q.mech == RSAOAEP && n <= maxSignature || q.mech == AESGCM && n == q.input-GCMTagSize
 	case OpSign:
@@ -166,11 +172,31 @@ func (q *question) answeredBy(output, iv []byte) error {
 	case OpVerify, OpProbe:
 		ok = n == 0
 	}
-	if q.op == OpDecrypt && ok && len(iv) != 0 && !bytes.Equal(iv, q.iv[:]) {
-		return badReply("%s used another IV than the one given", q.op.gerund())
-	}
-	if !ok || len(iv) > GCMIVSize {
+	if !ok || len(iv) > GCMLongIVSize {
 		return badReply("%s gave %d bytes and an IV of %d for an input of %d", q.op.gerund(), n, len(iv), q.input)
+	}
+	if len(iv) == 0 || bytes.Equal(iv, q.iv[:q.ivSize]) {
+		return nil
+	}
+	switch {
+	case q.op == OpDecrypt:
+		return badReply("%s used another IV than the one given", q.op.gerund())
+	case bytes.Equal(iv, make([]byte, len(iv))):
+		return badReply("%s used an IV of zeros, which it was not given", q.op.gerund())
+	}
+	return nil
+}
+
+// fresh returns why the IVs of many ciphertexts cannot have been drawn at random, which
+// a token that makes its own has to do.
+func (q *question) fresh(items []ItemResult) error {
+	used := make(map[string]bool, len(items)) // :: IV → whether an item has it
+	for i, it := range items {
+		own := it.Err == nil && !bytes.Equal(it.IV, q.items[i].iv[:q.items[i].ivSize])
+		if own && used[string(it.IV)] {
+			return badReply("%s used one IV of its own twice", q.op.gerund())
+		}
+		used[string(it.IV)] = true
 	}
 	return nil
 }

@@ -4,56 +4,136 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"kmsd/pluginproto"
 )
 
-// relay copies a key from one driver to another as the core does. Each blob passes
-// through alter, which also learns which end gave it and at which step; nil leaves
-// them as they are.
-func relay(t *testing.T, from, to pluginproto.Driver, transfer [16]byte, id pluginproto.KeyID,
-	alter func(giver pluginproto.CloneRole, step int, blob []byte) []byte,
-) (pluginproto.Object, error) {
+// ways returns all the protocols by which two tokens exchange keys, the best first.
+func ways(t *testing.T, a, b pluginproto.TokenInfo) []pluginproto.CloneProtocol {
 	t.Helper()
-	var blob []byte
-	for step := range 16 {
-		given, err := from.CloneStep(limit(t), pluginproto.CloneRequest{
-			Transfer: transfer, Role: pluginproto.CloneSource, Step: step, Key: id, Blob: blob,
-		})
-		if err != nil {
-			return pluginproto.Object{}, fmt.Errorf("source step %d: %w", step, err)
+	var all []pluginproto.CloneProtocol
+	for _, p := range a.Cloning {
+		if way, ok := pluginproto.CommonProtocol([]pluginproto.CloneProtocol{p}, b.Cloning); ok {
+			if _, back := pluginproto.CommonProtocol(b.Cloning, []pluginproto.CloneProtocol{p}); !back {
+				t.Errorf("%s goes one way only", p.Name)
+			}
+			all = append(all, way)
 		}
-		if step == 0 && (given.Object == nil || given.Object.ID != id || len(given.Object.CheckValue) == 0) {
-			return pluginproto.Object{}, errors.New("the source does not show the object that it gives")
+	}
+	if len(all) == 0 {
+		t.Fatalf("two tokens of one kind have no clone protocol in common: %+v and %+v", a.Cloning, b.Cloning)
+	}
+	return all
+}
+
+// testClones has keys cloned by one protocol, in every way that is right and many that
+// are not.
+func (s *suite) testClones(t *testing.T) {
+	for _, typ := range s.cfg.Types {
+		t.Run("clone, "+string(typ), func(t *testing.T) { s.testClone(t, typ) })
+		t.Run("proof of a clone, "+string(typ), func(t *testing.T) { s.testProof(t, typ) })
+	}
+	t.Run("many keys in one transfer", s.testCloneMany)
+	t.Run("a transfer that is left alone", s.testAbandonedClone)
+	if slices.Contains(s.cfg.Types, pluginproto.AES256) {
+		t.Run("altered clones", s.testAlteredClones)
+	}
+}
+
+// request is a step of a transfer.
+func (s *suite) request(transfer [16]byte, role pluginproto.CloneRole, ids ...pluginproto.KeyID) pluginproto.CloneRequest {
+	return pluginproto.CloneRequest{Transfer: transfer, Role: role, Protocol: s.way.Name, Keys: ids}
+}
+
+// alteration changes a blob on its way. It learns which end gave it, and at which step.
+type alteration func(giver pluginproto.CloneRole, step int, blob []byte) []byte
+
+// relayAll copies keys from one driver to another as the core does. Each blob passes
+// through alter; nil leaves them as they are.
+func (s *suite) relayAll(t *testing.T, from, to pluginproto.Driver, transfer [16]byte, ids []pluginproto.KeyID, alter alteration) ([]pluginproto.CloneResult, error) {
+	t.Helper()
+	source, target := s.request(transfer, pluginproto.CloneSource, ids...), s.request(transfer, pluginproto.CloneTarget, ids...)
+	defer s.end(t, from, source)
+	defer s.end(t, to, target)
+	for step := range 16 {
+		source.Step, target.Step = step, step
+		given, err := from.CloneStep(limit(t), source)
+		if err != nil {
+			return nil, fmt.Errorf("source step %d: %w", step, err)
+		}
+		if step == 0 {
+			if err := s.shows(given, ids); err != nil {
+				return nil, err
+			}
 		}
 		if alter != nil {
 			given.Blob = alter(pluginproto.CloneSource, step, given.Blob)
 		}
-		taken, err := to.CloneStep(limit(t), pluginproto.CloneRequest{
-			Transfer: transfer, Role: pluginproto.CloneTarget, Step: step, Key: id, Blob: given.Blob,
-		})
+		target.Blob = given.Blob
+		taken, err := to.CloneStep(limit(t), target)
 		if err != nil {
-			return pluginproto.Object{}, fmt.Errorf("target step %d: %w", step, err)
+			return nil, fmt.Errorf("target step %d: %w", step, err)
 		}
 		if taken.Done {
-			if taken.Object == nil {
-				return pluginproto.Object{}, errors.New("the target is done and shows no object")
+			if len(taken.Keys) != len(ids) {
+				return nil, fmt.Errorf("the target is done and answers for %d keys of %d", len(taken.Keys), len(ids))
 			}
-			return *taken.Object, nil
+			return taken.Keys, nil
 		}
-		blob = taken.Blob
+		source.Blob = taken.Blob
 		if alter != nil {
-			blob = alter(pluginproto.CloneTarget, step, blob)
+			source.Blob = alter(pluginproto.CloneTarget, step, source.Blob)
 		}
 	}
-	return pluginproto.Object{}, errors.New("the clone does not end")
+	return nil, errors.New("the clone does not end")
+}
+
+// end ends a transfer, which never fails on a driver that works.
+func (s *suite) end(t *testing.T, d pluginproto.Driver, req pluginproto.CloneRequest) {
+	t.Helper()
+	req.Step, req.Blob, req.End = 0, nil, true
+	for range 2 { // nothing happens to one that is over already
+		if _, err := d.CloneStep(limit(t), req); err != nil {
+			t.Errorf("ending a transfer: %v", err)
+		}
+	}
+}
+
+// shows wants a source to show what it gives.
+func (s *suite) shows(given pluginproto.CloneReply, ids []pluginproto.KeyID) error {
+	if given.Done != s.way.Alone {
+		return fmt.Errorf("the source is done: %v; its blobs stand alone: %v", given.Done, s.way.Alone)
+	}
+	if len(given.Keys) != len(ids) {
+		return fmt.Errorf("the source shows %d keys of %d", len(given.Keys), len(ids))
+	}
+	for i, k := range given.Keys {
+		if k.Err == nil && (k.Object == nil || k.Object.ID != ids[i] || len(k.Object.CheckValue) == 0) {
+			return errors.New("the source does not show the object that it gives")
+		}
+	}
+	return nil
+}
+
+// relay copies one key.
+func (s *suite) relay(t *testing.T, from, to pluginproto.Driver, id pluginproto.KeyID, alter alteration) (pluginproto.Object, error) {
+	t.Helper()
+	results, err := s.relayAll(t, from, to, newID(), []pluginproto.KeyID{id}, alter)
+	switch {
+	case err != nil:
+		return pluginproto.Object{}, err
+	case results[0].Object == nil:
+		return pluginproto.Object{}, errors.New("the target is done and shows no object")
+	}
+	return *results[0].Object, nil
 }
 
 // testClone copies a key and uses the copy.
 func (s *suite) testClone(t *testing.T, typ pluginproto.KeyType) {
 	made := generate(t, s.a, typ)
-	copied, err := relay(t, s.a, s.b, newID(), made.ID, nil)
+	copied, err := s.relay(t, s.a, s.b, made.ID, nil)
 	if err != nil {
 		t.Fatalf("cloning: %v", err)
 	}
@@ -65,7 +145,7 @@ func (s *suite) testClone(t *testing.T, typ pluginproto.KeyType) {
 	}
 	sameObject(t, "the copy, inspected", inspected, made)
 
-	again, err := relay(t, s.a, s.b, newID(), made.ID, nil)
+	again, err := s.relay(t, s.a, s.b, made.ID, nil)
 	if err != nil {
 		t.Fatalf("cloning a second time: %v", err)
 	}
@@ -109,135 +189,9 @@ func (s *suite) cloneBack(t *testing.T, made pluginproto.Object) {
 	if err := s.a.Destroy(limit(t), made.ID); err != nil {
 		t.Fatalf("destroying the key: %v", err)
 	}
-	back, err := relay(t, s.b, s.a, newID(), made.ID, nil)
+	back, err := s.relay(t, s.b, s.a, made.ID, nil)
 	if err != nil {
 		t.Fatalf("cloning the copy back: %v", err)
 	}
 	sameObject(t, "the copy of the copy", back, made)
-}
-
-// testAlteredClones tries to put something else than a true copy on a token.
-func (s *suite) testAlteredClones(t *testing.T) {
-	for _, typ := range []pluginproto.KeyType{pluginproto.AES256, s.cfg.Types[len(s.cfg.Types)-1]} {
-		made := generate(t, s.a, typ)
-		removeLater(t, s.b, made.ID)
-		t.Run("flipped bits, "+string(typ), func(t *testing.T) { s.flippedClone(t, made) })
-		t.Run("blobs cut short, "+string(typ), func(t *testing.T) {
-			for _, keep := range []int{0, 1, 8} {
-				_, err := relay(t, s.a, s.b, newID(), made.ID, func(_ pluginproto.CloneRole, _ int, blob []byte) []byte {
-					return blob[:min(keep, len(blob))]
-				})
-				s.refusedClone(t, err, made.ID)
-			}
-		})
-	}
-	made := generate(t, s.a, pluginproto.AES256)
-	removeLater(t, s.b, made.ID)
-	t.Run("a blob of another transfer", func(t *testing.T) {
-		first, err := s.a.CloneStep(limit(t), pluginproto.CloneRequest{Transfer: newID(), Role: pluginproto.CloneSource, Key: made.ID})
-		if err != nil {
-			t.Fatalf("source step 0: %v", err)
-		}
-		_, err = s.b.CloneStep(limit(t), pluginproto.CloneRequest{
-			Transfer: newID(), Role: pluginproto.CloneTarget, Key: made.ID, Blob: first.Blob,
-		})
-		s.refusedClone(t, err, made.ID)
-	})
-	t.Run("a blob of another key", func(t *testing.T) {
-		transfer, other := newID(), newID()
-		first, err := s.a.CloneStep(limit(t), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneSource, Key: made.ID})
-		if err != nil {
-			t.Fatalf("source step 0: %v", err)
-		}
-		_, err = s.b.CloneStep(limit(t), pluginproto.CloneRequest{
-			Transfer: transfer, Role: pluginproto.CloneTarget, Key: other, Blob: first.Blob,
-		})
-		s.refusedClone(t, err, other)
-	})
-	t.Run("steps out of order", func(t *testing.T) {
-		for _, role := range []pluginproto.CloneRole{pluginproto.CloneSource, pluginproto.CloneTarget} {
-			for _, step := range []int{1, 5} {
-				_, err := s.b.CloneStep(limit(t), pluginproto.CloneRequest{
-					Transfer: newID(), Role: role, Step: step, Key: made.ID, Blob: make([]byte, 64),
-				})
-				s.refusedClone(t, err, made.ID)
-			}
-		}
-	})
-	t.Run("another domain", func(t *testing.T) {
-		stranger, _ := open(t, s.cfg.NewToken(t), newDomain())
-		_, err := relay(t, s.a, stranger, newID(), made.ID, nil)
-		if err == nil {
-			t.Error("a token of another domain has taken the key")
-		}
-		wantAbsent(t, stranger, made.ID)
-		req := pluginproto.CloneRequest{Transfer: newID(), Role: pluginproto.CloneSource, Key: made.ID}
-		given, err := s.a.CloneStep(limit(t), req)
-		if err != nil {
-			t.Fatalf("source step 0: %v", err)
-		}
-		req.Role, req.Blob, req.Prove = pluginproto.CloneTarget, given.Blob, true
-		s.notProved(t, stranger, req)
-	})
-	t.Run("another key under the identity", func(t *testing.T) {
-		taken, err := s.b.Generate(limit(t), pluginproto.KeySpec{ID: made.ID, Type: pluginproto.AES256, Label: "taken"})
-		if err != nil {
-			t.Fatalf("generating a key: %v", err)
-		}
-		if _, err := relay(t, s.a, s.b, newID(), made.ID, nil); err == nil {
-			t.Error("the clone was accepted")
-		}
-		o, err := s.b.Inspect(limit(t), made.ID)
-		if err != nil {
-			t.Fatalf("inspecting the key that was there first: %v", err)
-		}
-		sameObject(t, "the key that was there first", o, taken)
-	})
-}
-
-// flippedClone flips one bit in each blob of the protocol, in several places. A flip
-// that does no harm may go unnoticed, but what lands is a true copy or nothing.
-func (s *suite) flippedClone(t *testing.T, made pluginproto.Object) {
-	for victim := range 4 {
-		for _, at := range []func(n int) int{
-			func(int) int { return 0 },
-			func(n int) int { return n / 2 },
-			func(n int) int { return n - 1 },
-		} {
-			blobs, altered := 0, false
-			o, err := relay(t, s.a, s.b, newID(), made.ID, func(_ pluginproto.CloneRole, _ int, blob []byte) []byte {
-				if blobs++; blobs-1 != victim || len(blob) == 0 {
-					return blob
-				}
-				altered = true
-				return flipped(blob, at(len(blob)))
-			})
-			if !altered {
-				break // the protocol has fewer blobs
-			}
-			if err == nil {
-				sameObject(t, "a clone in spite of a flipped bit", o, made)
-				if err := s.b.Destroy(limit(t), made.ID); err != nil {
-					t.Fatalf("destroying the copy: %v", err)
-				}
-				continue
-			}
-			s.refusedClone(t, err, made.ID)
-		}
-		if err := s.b.Destroy(limit(t), made.ID); err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
-			t.Fatalf("destroying the copy: %v", err)
-		}
-	}
-}
-
-// refusedClone says that a clone has failed, without a claim that something is
-// absent, and left nothing behind.
-func (s *suite) refusedClone(t *testing.T, err error, id pluginproto.KeyID) {
-	t.Helper()
-	if err == nil {
-		t.Error("the clone was accepted")
-	}
-	if _, inspectErr := s.b.Inspect(limit(t), id); pluginproto.ClassOf(inspectErr) != pluginproto.ClassNotFound {
-		t.Errorf("inspecting at the target: %v, want that nothing is there", inspectErr)
-	}
 }

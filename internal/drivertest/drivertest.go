@@ -43,20 +43,23 @@ func Run(t *testing.T, cfg Config) {
 	}
 	t.Run("opening", func(t *testing.T) { testOpen(t, cfg) })
 	s := &suite{cfg: cfg, domain: newDomain()}
-	s.a = s.open(t, cfg.NewToken(t))
-	s.b = s.open(t, cfg.NewToken(t))
+	var a, b pluginproto.TokenInfo
+	s.a, a = open(t, cfg.NewToken(t), s.domain)
+	s.b, b = open(t, cfg.NewToken(t), s.domain)
+	ways := ways(t, a, b)
+	s.way = ways[0]
 	for _, typ := range cfg.Types {
 		t.Run("life of a key, "+string(typ), func(t *testing.T) { s.testKey(t, typ) })
-		t.Run("clone, "+string(typ), func(t *testing.T) { s.testClone(t, typ) })
-		t.Run("proof of a clone, "+string(typ), func(t *testing.T) { s.testProof(t, typ) })
 		t.Run("use, "+string(typ), func(t *testing.T) { s.testUse(t, typ) })
+	}
+	for _, way := range ways {
+		t.Run("clones by "+way.Name, func(t *testing.T) { s.by(way).testClones(t) })
 	}
 	t.Run("keys that are not there", s.testAbsent)
 	t.Run("requests that are wrong", s.testWrong)
 	t.Run("random and probe", s.testRandom)
 	if slices.Contains(cfg.Types, pluginproto.AES256) {
 		t.Run("authenticated encryption", s.testGCM)
-		t.Run("altered clones", s.testAlteredClones)
 		t.Run("many callers", s.testConcurrency)
 		t.Run("a context that ends", s.testContext)
 	}
@@ -67,12 +70,14 @@ type suite struct {
 	cfg    Config
 	domain []byte
 	a, b   pluginproto.Driver
+	way    pluginproto.CloneProtocol // how keys go from one to the other
 }
 
-func (s *suite) open(t *testing.T, token Token) pluginproto.Driver {
-	t.Helper()
-	d, _ := open(t, token, s.domain)
-	return d
+// by is the suite with another protocol for clones.
+func (s *suite) by(way pluginproto.CloneProtocol) *suite {
+	other := *s
+	other.way = way
+	return &other
 }
 
 // open starts a driver and opens it; it is closed when the test ends.

@@ -101,7 +101,7 @@ func (s *suite) testAbsent(t *testing.T) {
 	wantAbsent(t, s.a, id)
 	wantClass(t, s.a.Destroy(limit(t), id), pluginproto.ClassNotFound)
 	wantClass(t, s.a.SetAttributes(limit(t), id, pluginproto.Attributes{Label: &label}), pluginproto.ClassNotFound)
-	_, err := s.a.CloneStep(limit(t), pluginproto.CloneRequest{Transfer: newID(), Role: pluginproto.CloneSource, Key: id})
+	_, err := s.a.CloneStep(limit(t), s.request(newID(), pluginproto.CloneSource, id))
 	wantClass(t, err, pluginproto.ClassNotFound)
 	_, err = s.a.Do(limit(t), encryptCommand(id, []byte("text"), nil))
 	wantClass(t, err, pluginproto.ClassNotFound)

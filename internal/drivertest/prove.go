@@ -11,11 +11,12 @@ import (
 func (s *suite) testProof(t *testing.T, typ pluginproto.KeyType) {
 	made := generate(t, s.a, typ)
 	transfer := newID()
-	given, err := s.a.CloneStep(limit(t), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneSource, Key: made.ID})
+	given, err := s.a.CloneStep(limit(t), s.request(transfer, pluginproto.CloneSource, made.ID))
 	if err != nil {
 		t.Fatalf("source step 0: %v", err)
 	}
-	req := pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneTarget, Key: made.ID, Blob: given.Blob, Prove: true}
+	req := s.request(transfer, pluginproto.CloneTarget, made.ID)
+	req.Blob, req.Prove = given.Blob, true
 	if !given.Done {
 		_, err := s.b.CloneStep(limit(t), req)
 		wantClass(t, err, pluginproto.ClassCaller)
@@ -57,10 +58,10 @@ func (s *suite) proved(t *testing.T, d pluginproto.Driver, req pluginproto.Clone
 	if err != nil {
 		t.Fatalf("proving: %v", err)
 	}
-	if !reply.Done || reply.Object == nil {
-		t.Fatalf("the proof is done: %v, with the object %v", reply.Done, reply.Object)
+	if !reply.Done || len(reply.Keys) != 1 || reply.Keys[0].Object == nil {
+		t.Fatalf("the proof is done: %v, with %v", reply.Done, reply.Keys)
 	}
-	sameObject(t, "what was proved", *reply.Object, made)
+	sameObject(t, "what was proved", *reply.Keys[0].Object, made)
 }
 
 // testFalseProofs wants a proof refused.
@@ -75,7 +76,7 @@ func (s *suite) testFalseProofs(t *testing.T, good pluginproto.CloneRequest) {
 		{"one that is cut short", func(r *pluginproto.CloneRequest) { r.Blob = r.Blob[:len(r.Blob)-1] }},
 		{"nothing", func(r *pluginproto.CloneRequest) { r.Blob = nil }},
 		{"one of another transfer", func(r *pluginproto.CloneRequest) { r.Transfer = newID() }},
-		{"one of another key", func(r *pluginproto.CloneRequest) { r.Key = newID() }},
+		{"one of another key", func(r *pluginproto.CloneRequest) { r.Keys = []pluginproto.KeyID{newID()} }},
 		{"one that comes late", func(r *pluginproto.CloneRequest) { r.Step = 1 }},
 		{"one for a source", func(r *pluginproto.CloneRequest) { r.Role = pluginproto.CloneSource }},
 	} {
@@ -83,7 +84,7 @@ func (s *suite) testFalseProofs(t *testing.T, good pluginproto.CloneRequest) {
 			req := good
 			c.alter(&req)
 			s.notProved(t, s.b, req)
-			wantAbsent(t, s.b, good.Key)
+			wantAbsent(t, s.b, good.Keys[0])
 		})
 	}
 }
@@ -98,5 +99,5 @@ func (s *suite) notProved(t *testing.T, d pluginproto.Driver, req pluginproto.Cl
 	if class := pluginproto.ClassOf(err); class == pluginproto.ClassMember || class == pluginproto.ClassNotFound {
 		t.Errorf("error %q is of class %s", err, class)
 	}
-	wantAbsent(t, d, req.Key)
+	wantAbsent(t, d, req.Keys[0])
 }

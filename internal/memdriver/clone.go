@@ -31,8 +31,8 @@ import (
 // clones remembers transfers between their steps.
 type clones struct {
 	mu    sync.Mutex // guards what follows
-	at    map[[17]byte]*transfer
-	order [][17]byte // oldest first
+	at    map[transferID]*transfer
+	order []transferID // oldest first
 }
 
 // transfer is one clone at one end.
@@ -44,7 +44,7 @@ type transfer struct {
 }
 
 // maxTransfers are remembered at once; past it the oldest is forgotten.
-const maxTransfers = 64
+const maxTransfers = 256
 
 type offer struct {
 	Type   pluginproto.KeyType `json:"type"`
@@ -60,94 +60,94 @@ func cloneRefused(format string, args ...any) error {
 	return pluginproto.Errorf(pluginproto.ClassCaller, cloneOp, format, args...)
 }
 
-func (d *Driver) clone(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+func (d *Driver) cloneOne(req oneStep) (oneReply, error) {
 	switch {
-	case req.Role == pluginproto.CloneSource && req.Step == 0:
+	case req.role == pluginproto.CloneSource && req.step == 0:
 		return d.offer(req)
-	case req.Role == pluginproto.CloneTarget && req.Step == 0:
+	case req.role == pluginproto.CloneTarget && req.step == 0:
 		return d.consider(req)
-	case req.Role == pluginproto.CloneSource && req.Step == 1:
+	case req.role == pluginproto.CloneSource && req.step == 1:
 		return d.give(req)
-	case req.Role == pluginproto.CloneTarget && req.Step == 1:
+	case req.role == pluginproto.CloneTarget && req.step == 1:
 		return d.receive(req)
 	default:
-		return pluginproto.CloneReply{}, cloneRefused("there is no step %d", req.Step)
+		return oneReply{}, cloneRefused("there is no step %d", req.step)
 	}
 }
 
 // offer is the source's step 0.
-func (d *Driver) offer(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	if len(req.Blob) > 0 {
-		return pluginproto.CloneReply{}, cloneRefused("the source's first step takes no blob")
+func (d *Driver) offer(req oneStep) (oneReply, error) {
+	if len(req.blob) > 0 {
+		return oneReply{}, cloneRefused("the source's first step takes no blob")
 	}
-	k, ok := d.token.find(req.Key)
+	k, ok := d.token.find(req.key)
 	if !ok {
-		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
+		return oneReply{}, absent("cloning key", req.key)
 	}
-	object := k.object(req.Key)
+	object := k.object(req.key)
 	if d.opts.OneStepClones {
 		blob, err := d.sealKey(req, k, nil)
 		if err != nil {
-			return pluginproto.CloneReply{}, err
+			return oneReply{}, err
 		}
-		return pluginproto.CloneReply{Blob: blob, Done: true, Object: &object}, nil
+		return oneReply{blob: blob, done: true, object: &object}, nil
 	}
 	blob, err := d.seal(req, offer{Type: k.typ, Label: k.label, Check: k.check})
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
-	d.clones.put(req, &transfer{key: req.Key, step: 1})
-	return pluginproto.CloneReply{Blob: blob, Object: &object}, nil
+	d.clones.put(req, &transfer{key: req.key, step: 1})
+	return oneReply{blob: blob, object: &object}, nil
 }
 
 // consider is the target's step 0.
-func (d *Driver) consider(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+func (d *Driver) consider(req oneStep) (oneReply, error) {
 	o, err := d.unseal(req)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
 	defer clear(o.Secret)
 	switch {
 	case len(o.Secret) > 0:
 		return d.accept(req, o)
-	case req.Prove:
-		return pluginproto.CloneReply{}, cloneRefused("the blob does not hold a key: keys go from token to token in more than one step")
+	case req.prove:
+		return oneReply{}, cloneRefused("the blob does not hold a key: keys go from token to token in more than one step")
 	}
-	if k, ok := d.token.find(req.Key); ok {
-		return holds(req.Key, k, o.Check)
+	if k, ok := d.token.find(req.key); ok {
+		return holds(req.key, k, o.Check)
 	}
 	nonce := make([]byte, 16)
 	rand.Read(nonce) // never fails
 	blob, err := d.seal(req, offer{Nonce: nonce})
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
-	d.clones.put(req, &transfer{key: req.Key, step: 1, nonce: nonce, offer: o})
-	return pluginproto.CloneReply{Blob: blob}, nil
+	d.clones.put(req, &transfer{key: req.key, step: 1, nonce: nonce, offer: o})
+	return oneReply{blob: blob}, nil
 }
 
 // give is the source's step 1.
-func (d *Driver) give(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+func (d *Driver) give(req oneStep) (oneReply, error) {
 	if _, err := d.clones.take(req); err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
 	o, err := d.unseal(req)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
-	k, ok := d.token.find(req.Key)
+	k, ok := d.token.find(req.key)
 	if !ok {
-		return pluginproto.CloneReply{}, absent("cloning key", req.Key)
+		return oneReply{}, absent("cloning key", req.key)
 	}
 	blob, err := d.sealKey(req, k, o.Nonce)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
-	return pluginproto.CloneReply{Blob: blob, Done: true}, nil
+	return oneReply{blob: blob, done: true}, nil
 }
 
 // sealKey is the blob that holds a key.
-func (d *Driver) sealKey(req pluginproto.CloneRequest, k *key, nonce []byte) ([]byte, error) {
+func (d *Driver) sealKey(req oneStep, k *key, nonce []byte) ([]byte, error) {
 	secret, err := k.export()
 	if err != nil {
 		return nil, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
@@ -157,52 +157,52 @@ func (d *Driver) sealKey(req pluginproto.CloneRequest, k *key, nonce []byte) ([]
 }
 
 // receive is the target's step 1.
-func (d *Driver) receive(req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+func (d *Driver) receive(req oneStep) (oneReply, error) {
 	tr, err := d.clones.take(req)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
 	o, err := d.unseal(req)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return oneReply{}, err
 	}
 	defer clear(o.Secret)
 	if !bytes.Equal(o.Nonce, tr.nonce) || !bytes.Equal(o.Check, tr.offer.Check) {
-		return pluginproto.CloneReply{}, cloneRefused("what came is not what was offered")
+		return oneReply{}, cloneRefused("what came is not what was offered")
 	}
 	return d.accept(req, o)
 }
 
 // accept puts a key that has come onto the token, or only proves it.
-func (d *Driver) accept(req pluginproto.CloneRequest, o offer) (pluginproto.CloneReply, error) {
+func (d *Driver) accept(req oneStep, o offer) (oneReply, error) {
 	k, err := importKey(o.Type, o.Label, o.Secret)
 	if err != nil {
-		return pluginproto.CloneReply{}, cloneRefused("%v", err)
+		return oneReply{}, cloneRefused("%v", err)
 	}
 	if !bytes.Equal(k.check, o.Check) {
-		return pluginproto.CloneReply{}, cloneRefused("the check value is another one")
+		return oneReply{}, cloneRefused("the check value is another one")
 	}
-	if req.Prove {
-		return holds(req.Key, k, o.Check)
+	if req.prove {
+		return holds(req.key, k, o.Check)
 	}
 	var there *key
-	if err := d.change(func() { there, _ = d.token.add(req.Key, k) }); err != nil {
-		return pluginproto.CloneReply{}, err
+	if err := d.change(func() { there, _ = d.token.add(req.key, k) }); err != nil {
+		return oneReply{}, err
 	}
-	return holds(req.Key, there, o.Check)
+	return holds(req.key, there, o.Check)
 }
 
 // holds ends a clone at a target that has a key under the identity.
-func holds(id pluginproto.KeyID, k *key, check []byte) (pluginproto.CloneReply, error) {
+func holds(id pluginproto.KeyID, k *key, check []byte) (oneReply, error) {
 	if !bytes.Equal(k.check, check) {
-		return pluginproto.CloneReply{}, cloneRefused("the target holds another key as %s", id)
+		return oneReply{}, cloneRefused("the target holds another key as %s", id)
 	}
 	o := k.object(id)
-	return pluginproto.CloneReply{Done: true, Object: &o}, nil
+	return oneReply{done: true, object: &o}, nil
 }
 
 // seal authenticates and encrypts one end's answer to a step.
-func (d *Driver) seal(req pluginproto.CloneRequest, o offer) ([]byte, error) {
+func (d *Driver) seal(req oneStep, o offer) ([]byte, error) {
 	plain, err := json.Marshal(o)
 	if err != nil {
 		return nil, refused(pluginproto.CKRGeneralError, cloneOp, err.Error())
@@ -214,24 +214,24 @@ func (d *Driver) seal(req pluginproto.CloneRequest, o offer) ([]byte, error) {
 	}
 	iv := make([]byte, aead.NonceSize())
 	rand.Read(iv) // never fails
-	return aead.Seal(iv, iv, plain, binding(req, req.Role, req.Step)), nil
+	return aead.Seal(iv, iv, plain, binding(req, req.role, req.step)), nil
 }
 
 // unseal reads what the other end sealed in the step before.
-func (d *Driver) unseal(req pluginproto.CloneRequest) (o offer, err error) {
+func (d *Driver) unseal(req oneStep) (o offer, err error) {
 	aead, err := d.domainAEAD()
 	if err != nil {
 		return offer{}, err
 	}
-	from, step := pluginproto.CloneSource, req.Step
-	if req.Role == pluginproto.CloneSource {
-		from, step = pluginproto.CloneTarget, req.Step-1
+	from, step := pluginproto.CloneSource, req.step
+	if req.role == pluginproto.CloneSource {
+		from, step = pluginproto.CloneTarget, req.step-1
 	}
 	n := aead.NonceSize()
-	if len(req.Blob) < n {
+	if len(req.blob) < n {
 		return offer{}, cloneRefused("the blob is too short")
 	}
-	plain, err := aead.Open(nil, req.Blob[:n], req.Blob[n:], binding(req, from, step))
+	plain, err := aead.Open(nil, req.blob[:n], req.blob[n:], binding(req, from, step))
 	if err != nil {
 		return offer{}, cloneRefused("the blob does not authenticate: altered, of another step or of another domain")
 	}
@@ -242,8 +242,8 @@ func (d *Driver) unseal(req pluginproto.CloneRequest) (o offer, err error) {
 	return o, nil
 }
 
-func binding(req pluginproto.CloneRequest, from pluginproto.CloneRole, step int) []byte {
-	return fmt.Appendf(nil, "%x %x %d %d", req.Transfer, req.Key, from, step)
+func binding(req oneStep, from pluginproto.CloneRole, step int) []byte {
+	return fmt.Appendf(nil, "%x %x %d %d", req.transfer, req.key, from, step)
 }
 
 func (d *Driver) domainAEAD() (cipher.AEAD, error) {
@@ -256,12 +256,12 @@ func (d *Driver) domainAEAD() (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-func (c *clones) put(req pluginproto.CloneRequest, tr *transfer) {
+func (c *clones) put(req oneStep, tr *transfer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	id := transferID(req)
+	id := req.id()
 	if c.at == nil {
-		c.at = make(map[[17]byte]*transfer)
+		c.at = make(map[transferID]*transfer)
 	}
 	if c.at[id] == nil {
 		c.order = append(c.order, id)
@@ -273,22 +273,31 @@ func (c *clones) put(req pluginproto.CloneRequest, tr *transfer) {
 	}
 }
 
-// take ends a transfer: each step after the first is taken once.
-func (c *clones) take(req pluginproto.CloneRequest) (*transfer, error) {
+// end forgets a transfer.
+func (c *clones) end(req oneStep) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	id := transferID(req)
+	delete(c.at, req.id())
+}
+
+// take ends a transfer: each step after the first is taken once.
+func (c *clones) take(req oneStep) (*transfer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := req.id()
 	tr := c.at[id]
-	if tr == nil || tr.key != req.Key || tr.step != req.Step {
-		return nil, cloneRefused("step %d is not the next one of this transfer", req.Step)
+	if tr == nil || tr.key != req.key || tr.step != req.step {
+		return nil, cloneRefused("step %d is not the next one of this transfer", req.step)
 	}
 	delete(c.at, id)
 	return tr, nil
 }
 
 // transferID tells the two ends of one transfer apart: both may be on one token.
-func transferID(req pluginproto.CloneRequest) (id [17]byte) {
-	copy(id[:], req.Transfer[:])
-	id[16] = byte(req.Role)
-	return id
+type transferID struct {
+	transfer [16]byte
+	key      pluginproto.KeyID
+	role     pluginproto.CloneRole
 }
+
+func (s oneStep) id() transferID { return transferID{s.transfer, s.key, s.role} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,13 @@ type Options struct {
 	// OneStepClones makes clones have one step at each end, as key wrapping has: what
 	// the source says first is all that a target needs.
 	OneStepClones bool
+	// CloneKeys is how many keys one transfer carries. Zero means 1.
+	CloneKeys int
+	// CloneProtocol is what the driver calls its clone protocol. Empty: "memory". Tokens
+	// with different ones cannot exchange keys.
+	CloneProtocol string
+	// Facts are what the token has to tell.
+	Facts []pluginproto.Fact
 }
 
 // Driver is one driver process on a token. Besides pluginproto.Driver it has what a
@@ -41,6 +49,7 @@ type Driver struct {
 	open   bool
 	lost   error // why every call fails; nil while none has to
 	domain []byte
+	facts  []pluginproto.Fact
 	faults []*Fault
 	counts map[Call]int
 }
@@ -57,6 +66,7 @@ func New(opts Options) *Driver {
 		opts:   opts,
 		pid:    opts.Token.nextPID(),
 		done:   make(chan struct{}),
+		facts:  opts.Facts,
 		counts: make(map[Call]int),
 	}
 	if opts.OneAtATime {
@@ -110,6 +120,8 @@ func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginp
 		Mechanisms: []pluginproto.Mechanism{
 			pluginproto.AESGCM, pluginproto.RSAPKCS1v15, pluginproto.RSAPSS, pluginproto.RSAOAEP, pluginproto.ECDSA, pluginproto.HMAC,
 		},
+		Cloning: []pluginproto.CloneProtocol{d.protocol()},
+		Facts:   slices.Clone(d.facts),
 	}, nil
 }
 
@@ -195,6 +207,23 @@ func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 		return pluginproto.CloneReply{}, err
 	}
 	return d.clone(req)
+}
+
+// Facts implements pluginproto.Driver.
+func (d *Driver) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
+	if err := d.begin(ctx, CallFacts, pluginproto.Command{}); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.facts), nil
+}
+
+// Tell changes the facts.
+func (d *Driver) Tell(facts ...pluginproto.Fact) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.facts = facts
 }
 
 // Do implements pluginproto.Driver.

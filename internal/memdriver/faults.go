@@ -20,6 +20,7 @@ const (
 	CallDestroy       Call = "destroy"
 	CallCloneStep     Call = "clone step"
 	CallDo            Call = "do"
+	CallFacts         Call = "facts"
 )
 
 // Fault says what happens to the calls it fits, before they are done: first the

@@ -62,7 +62,7 @@ func TestContractThroughTheWall(t *testing.T) {
 			return drivertest.Token{
 				PIN: []byte(memdriver.PIN),
 				Start: func(t *testing.T) pluginproto.Driver {
-					d := memdriver.New(memdriver.Options{Token: token})
+					d := memdriver.New(memdriver.Options{Token: token, CloneKeys: 8})
 					return drivertest.NewWall(t, d, pluginproto.ServerOptions{}, pluginproto.ClientOptions{})
 				},
 			}
@@ -157,7 +157,7 @@ func TestScript(t *testing.T) {
 			d := open(t, memdriver.Options{})
 			d.Script(memdriver.Fault{Call: memdriver.CallCloneStep, Delay: time.Hour})
 			start := time.Now()
-			_, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource})
+			_, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory"})
 			if pluginproto.ClassOf(err) != pluginproto.ClassNotFound || time.Since(start) != time.Hour {
 				t.Errorf("%v after %v", err, time.Since(start))
 			}

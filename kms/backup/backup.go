@@ -80,7 +80,8 @@ type Blob struct {
 	Identity   string `json:"identity"`
 	Type       string `json:"type"`
 	CheckValue []byte `json:"check_value"`
-	Transfer   []byte `json:"transfer"` // number that it was given away under, 16 bytes
+	Protocol   string `json:"protocol,omitempty"` // by which it was given away; empty: its driver's only one
+	Transfer   []byte `json:"transfer"`           // number that it was given away under, 16 bytes
 	Blob       []byte `json:"blob"`
 }
 

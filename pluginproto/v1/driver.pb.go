@@ -379,6 +379,8 @@ type OpenReply struct {
 	DomainCheck   []byte                 `protobuf:"bytes,6,opt,name=domain_check,json=domainCheck,proto3" json:"domain_check,omitempty"`
 	Driver        string                 `protobuf:"bytes,7,opt,name=driver,proto3" json:"driver,omitempty"`
 	Mechanisms    []Mechanism            `protobuf:"varint,8,rep,packed,name=mechanisms,proto3,enum=kmsd.driver.v1.Mechanism" json:"mechanisms,omitempty"`
+	Cloning       []*CloneProtocol       `protobuf:"bytes,9,rep,name=cloning,proto3" json:"cloning,omitempty"`
+	Facts         []*Fact                `protobuf:"bytes,10,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -469,6 +471,236 @@ func (x *OpenReply) GetMechanisms() []Mechanism {
 	return nil
 }
 
+func (x *OpenReply) GetCloning() []*CloneProtocol {
+	if x != nil {
+		return x.Cloning
+	}
+	return nil
+}
+
+func (x *OpenReply) GetFacts() []*Fact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+type CloneProtocol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Gives         bool                   `protobuf:"varint,2,opt,name=gives,proto3" json:"gives,omitempty"`
+	Takes         bool                   `protobuf:"varint,3,opt,name=takes,proto3" json:"takes,omitempty"`
+	Alone         bool                   `protobuf:"varint,4,opt,name=alone,proto3" json:"alone,omitempty"`
+	Keys          uint32                 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneProtocol) Reset() {
+	*x = CloneProtocol{}
+	mi := &file_driver_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneProtocol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneProtocol) ProtoMessage() {}
+
+func (x *CloneProtocol) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneProtocol.ProtoReflect.Descriptor instead.
+func (*CloneProtocol) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CloneProtocol) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneProtocol) GetGives() bool {
+	if x != nil {
+		return x.Gives
+	}
+	return false
+}
+
+func (x *CloneProtocol) GetTakes() bool {
+	if x != nil {
+		return x.Takes
+	}
+	return false
+}
+
+func (x *CloneProtocol) GetAlone() bool {
+	if x != nil {
+		return x.Alone
+	}
+	return false
+}
+
+func (x *CloneProtocol) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+type Fact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Warning       bool                   `protobuf:"varint,3,opt,name=warning,proto3" json:"warning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fact) Reset() {
+	*x = Fact{}
+	mi := &file_driver_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fact) ProtoMessage() {}
+
+func (x *Fact) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fact.ProtoReflect.Descriptor instead.
+func (*Fact) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Fact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Fact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Fact) GetWarning() bool {
+	if x != nil {
+		return x.Warning
+	}
+	return false
+}
+
+type FactsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactsRequest) Reset() {
+	*x = FactsRequest{}
+	mi := &file_driver_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactsRequest) ProtoMessage() {}
+
+func (x *FactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
+func (*FactsRequest) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{4}
+}
+
+type FactsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Facts         []*Fact                `protobuf:"bytes,1,rep,name=facts,proto3" json:"facts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactsReply) Reset() {
+	*x = FactsReply{}
+	mi := &file_driver_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactsReply) ProtoMessage() {}
+
+func (x *FactsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactsReply.ProtoReflect.Descriptor instead.
+func (*FactsReply) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FactsReply) GetFacts() []*Fact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type Object struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // 16 bytes
@@ -482,7 +714,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_driver_proto_msgTypes[2]
+	mi := &file_driver_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +726,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[2]
+	mi := &file_driver_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +739,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{2}
+	return file_driver_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Object) GetId() []byte {
@@ -553,7 +785,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_driver_proto_msgTypes[3]
+	mi := &file_driver_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +797,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[3]
+	mi := &file_driver_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +810,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{3}
+	return file_driver_proto_rawDescGZIP(), []int{7}
 }
 
 type ListReply struct {
@@ -590,7 +822,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_driver_proto_msgTypes[4]
+	mi := &file_driver_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +834,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[4]
+	mi := &file_driver_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +847,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{4}
+	return file_driver_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListReply) GetObjects() []*Object {
@@ -634,7 +866,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_driver_proto_msgTypes[5]
+	mi := &file_driver_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +878,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[5]
+	mi := &file_driver_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +891,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{5}
+	return file_driver_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InspectRequest) GetId() []byte {
@@ -680,7 +912,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_driver_proto_msgTypes[6]
+	mi := &file_driver_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +924,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[6]
+	mi := &file_driver_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +937,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{6}
+	return file_driver_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GenerateRequest) GetId() []byte {
@@ -739,7 +971,7 @@ type SetAttributesRequest struct {
 
 func (x *SetAttributesRequest) Reset() {
 	*x = SetAttributesRequest{}
-	mi := &file_driver_proto_msgTypes[7]
+	mi := &file_driver_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +983,7 @@ func (x *SetAttributesRequest) String() string {
 func (*SetAttributesRequest) ProtoMessage() {}
 
 func (x *SetAttributesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[7]
+	mi := &file_driver_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +996,7 @@ func (x *SetAttributesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttributesRequest.ProtoReflect.Descriptor instead.
 func (*SetAttributesRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{7}
+	return file_driver_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetAttributesRequest) GetId() []byte {
@@ -789,7 +1021,7 @@ type SetAttributesReply struct {
 
 func (x *SetAttributesReply) Reset() {
 	*x = SetAttributesReply{}
-	mi := &file_driver_proto_msgTypes[8]
+	mi := &file_driver_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1033,7 @@ func (x *SetAttributesReply) String() string {
 func (*SetAttributesReply) ProtoMessage() {}
 
 func (x *SetAttributesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[8]
+	mi := &file_driver_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1046,7 @@ func (x *SetAttributesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttributesReply.ProtoReflect.Descriptor instead.
 func (*SetAttributesReply) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{8}
+	return file_driver_proto_rawDescGZIP(), []int{12}
 }
 
 type DestroyRequest struct {
@@ -826,7 +1058,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_driver_proto_msgTypes[9]
+	mi := &file_driver_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1070,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[9]
+	mi := &file_driver_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1083,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{9}
+	return file_driver_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DestroyRequest) GetId() []byte {
@@ -869,7 +1101,7 @@ type DestroyReply struct {
 
 func (x *DestroyReply) Reset() {
 	*x = DestroyReply{}
-	mi := &file_driver_proto_msgTypes[10]
+	mi := &file_driver_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1113,7 @@ func (x *DestroyReply) String() string {
 func (*DestroyReply) ProtoMessage() {}
 
 func (x *DestroyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[10]
+	mi := &file_driver_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1126,7 @@ func (x *DestroyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyReply.ProtoReflect.Descriptor instead.
 func (*DestroyReply) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{10}
+	return file_driver_proto_rawDescGZIP(), []int{14}
 }
 
 type CloneStepRequest struct {
@@ -902,16 +1134,18 @@ type CloneStepRequest struct {
 	Transfer      []byte                 `protobuf:"bytes,1,opt,name=transfer,proto3" json:"transfer,omitempty"` // 16 bytes
 	Role          CloneRole              `protobuf:"varint,2,opt,name=role,proto3,enum=kmsd.driver.v1.CloneRole" json:"role,omitempty"`
 	Step          uint32                 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
-	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Keys          [][]byte               `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
 	Blob          []byte                 `protobuf:"bytes,5,opt,name=blob,proto3" json:"blob,omitempty"`
 	Prove         bool                   `protobuf:"varint,6,opt,name=prove,proto3" json:"prove,omitempty"`
+	Protocol      string                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	End           bool                   `protobuf:"varint,8,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CloneStepRequest) Reset() {
 	*x = CloneStepRequest{}
-	mi := &file_driver_proto_msgTypes[11]
+	mi := &file_driver_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1157,7 @@ func (x *CloneStepRequest) String() string {
 func (*CloneStepRequest) ProtoMessage() {}
 
 func (x *CloneStepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[11]
+	mi := &file_driver_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1170,7 @@ func (x *CloneStepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneStepRequest.ProtoReflect.Descriptor instead.
 func (*CloneStepRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{11}
+	return file_driver_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CloneStepRequest) GetTransfer() []byte {
@@ -960,9 +1194,9 @@ func (x *CloneStepRequest) GetStep() uint32 {
 	return 0
 }
 
-func (x *CloneStepRequest) GetKey() []byte {
+func (x *CloneStepRequest) GetKeys() [][]byte {
 	if x != nil {
-		return x.Key
+		return x.Keys
 	}
 	return nil
 }
@@ -981,18 +1215,32 @@ func (x *CloneStepRequest) GetProve() bool {
 	return false
 }
 
+func (x *CloneStepRequest) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *CloneStepRequest) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
 type CloneStepReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          []byte                 `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
 	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
-	Object        *Object                `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
+	Keys          []*CloneResult         `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CloneStepReply) Reset() {
 	*x = CloneStepReply{}
-	mi := &file_driver_proto_msgTypes[12]
+	mi := &file_driver_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1252,7 @@ func (x *CloneStepReply) String() string {
 func (*CloneStepReply) ProtoMessage() {}
 
 func (x *CloneStepReply) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[12]
+	mi := &file_driver_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1265,7 @@ func (x *CloneStepReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneStepReply.ProtoReflect.Descriptor instead.
 func (*CloneStepReply) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{12}
+	return file_driver_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CloneStepReply) GetBlob() []byte {
@@ -1034,12 +1282,94 @@ func (x *CloneStepReply) GetDone() bool {
 	return false
 }
 
-func (x *CloneStepReply) GetObject() *Object {
+func (x *CloneStepReply) GetKeys() []*CloneResult {
 	if x != nil {
-		return x.Object
+		return x.Keys
 	}
 	return nil
 }
+
+type CloneResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*CloneResult_Object
+	//	*CloneResult_Failure
+	Result        isCloneResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneResult) Reset() {
+	*x = CloneResult{}
+	mi := &file_driver_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneResult) ProtoMessage() {}
+
+func (x *CloneResult) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneResult.ProtoReflect.Descriptor instead.
+func (*CloneResult) Descriptor() ([]byte, []int) {
+	return file_driver_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CloneResult) GetResult() isCloneResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *CloneResult) GetObject() *Object {
+	if x != nil {
+		if x, ok := x.Result.(*CloneResult_Object); ok {
+			return x.Object
+		}
+	}
+	return nil
+}
+
+func (x *CloneResult) GetFailure() *Failure {
+	if x != nil {
+		if x, ok := x.Result.(*CloneResult_Failure); ok {
+			return x.Failure
+		}
+	}
+	return nil
+}
+
+type isCloneResult_Result interface {
+	isCloneResult_Result()
+}
+
+type CloneResult_Object struct {
+	Object *Object `protobuf:"bytes,1,opt,name=object,proto3,oneof"`
+}
+
+type CloneResult_Failure struct {
+	Failure *Failure `protobuf:"bytes,2,opt,name=failure,proto3,oneof"`
+}
+
+func (*CloneResult_Object) isCloneResult_Result() {}
+
+func (*CloneResult_Failure) isCloneResult_Result() {}
 
 type CloseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1049,7 +1379,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_driver_proto_msgTypes[13]
+	mi := &file_driver_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1391,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[13]
+	mi := &file_driver_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1404,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{13}
+	return file_driver_proto_rawDescGZIP(), []int{18}
 }
 
 type CloseReply struct {
@@ -1085,7 +1415,7 @@ type CloseReply struct {
 
 func (x *CloseReply) Reset() {
 	*x = CloseReply{}
-	mi := &file_driver_proto_msgTypes[14]
+	mi := &file_driver_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1427,7 @@ func (x *CloseReply) String() string {
 func (*CloseReply) ProtoMessage() {}
 
 func (x *CloseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[14]
+	mi := &file_driver_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1440,7 @@ func (x *CloseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseReply.ProtoReflect.Descriptor instead.
 func (*CloseReply) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{14}
+	return file_driver_proto_rawDescGZIP(), []int{19}
 }
 
 type Command struct {
@@ -1136,7 +1466,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_driver_proto_msgTypes[15]
+	mi := &file_driver_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1478,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[15]
+	mi := &file_driver_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1491,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{15}
+	return file_driver_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Command) GetId() uint64 {
@@ -1259,7 +1589,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_driver_proto_msgTypes[16]
+	mi := &file_driver_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1601,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[16]
+	mi := &file_driver_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1614,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{16}
+	return file_driver_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Item) GetInput() []byte {
@@ -1320,7 +1650,7 @@ type CommandBatch struct {
 
 func (x *CommandBatch) Reset() {
 	*x = CommandBatch{}
-	mi := &file_driver_proto_msgTypes[17]
+	mi := &file_driver_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1662,7 @@ func (x *CommandBatch) String() string {
 func (*CommandBatch) ProtoMessage() {}
 
 func (x *CommandBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[17]
+	mi := &file_driver_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1675,7 @@ func (x *CommandBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandBatch.ProtoReflect.Descriptor instead.
 func (*CommandBatch) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{17}
+	return file_driver_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CommandBatch) GetCommands() []*Command {
@@ -1375,7 +1705,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_driver_proto_msgTypes[18]
+	mi := &file_driver_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1717,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[18]
+	mi := &file_driver_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1730,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{18}
+	return file_driver_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Result) GetId() uint64 {
@@ -1449,7 +1779,7 @@ type ItemResult struct {
 
 func (x *ItemResult) Reset() {
 	*x = ItemResult{}
-	mi := &file_driver_proto_msgTypes[19]
+	mi := &file_driver_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1791,7 @@ func (x *ItemResult) String() string {
 func (*ItemResult) ProtoMessage() {}
 
 func (x *ItemResult) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[19]
+	mi := &file_driver_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1804,7 @@ func (x *ItemResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemResult.ProtoReflect.Descriptor instead.
 func (*ItemResult) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{19}
+	return file_driver_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ItemResult) GetOutput() []byte {
@@ -1509,7 +1839,7 @@ type ResultBatch struct {
 
 func (x *ResultBatch) Reset() {
 	*x = ResultBatch{}
-	mi := &file_driver_proto_msgTypes[20]
+	mi := &file_driver_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1851,7 @@ func (x *ResultBatch) String() string {
 func (*ResultBatch) ProtoMessage() {}
 
 func (x *ResultBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[20]
+	mi := &file_driver_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1864,7 @@ func (x *ResultBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResultBatch.ProtoReflect.Descriptor instead.
 func (*ResultBatch) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{20}
+	return file_driver_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResultBatch) GetResults() []*Result {
@@ -1564,7 +1894,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_driver_proto_msgTypes[21]
+	mi := &file_driver_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1906,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_proto_msgTypes[21]
+	mi := &file_driver_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1919,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_driver_proto_rawDescGZIP(), []int{21}
+	return file_driver_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Failure) GetClass() Class {
@@ -1638,7 +1968,7 @@ const file_driver_proto_rawDesc = "" +
 	"\x06domain\x18\x03 \x01(\fR\x06domain\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x02\n" +
 	"\tOpenReply\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\"\n" +
@@ -1649,7 +1979,24 @@ const file_driver_proto_rawDesc = "" +
 	"\x06driver\x18\a \x01(\tR\x06driver\x129\n" +
 	"\n" +
 	"mechanisms\x18\b \x03(\x0e2\x19.kmsd.driver.v1.MechanismR\n" +
-	"mechanisms\"{\n" +
+	"mechanisms\x127\n" +
+	"\acloning\x18\t \x03(\v2\x1d.kmsd.driver.v1.CloneProtocolR\acloning\x12*\n" +
+	"\x05facts\x18\n" +
+	" \x03(\v2\x14.kmsd.driver.v1.FactR\x05facts\"y\n" +
+	"\rCloneProtocol\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05gives\x18\x02 \x01(\bR\x05gives\x12\x14\n" +
+	"\x05takes\x18\x03 \x01(\bR\x05takes\x12\x14\n" +
+	"\x05alone\x18\x04 \x01(\bR\x05alone\x12\x12\n" +
+	"\x04keys\x18\x05 \x01(\rR\x04keys\"J\n" +
+	"\x04Fact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x18\n" +
+	"\awarning\x18\x03 \x01(\bR\awarning\"\x0e\n" +
+	"\fFactsRequest\"8\n" +
+	"\n" +
+	"FactsReply\x12*\n" +
+	"\x05facts\x18\x01 \x03(\v2\x14.kmsd.driver.v1.FactR\x05facts\"{\n" +
 	"\x06Object\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
@@ -1673,18 +2020,24 @@ const file_driver_proto_rawDesc = "" +
 	"\x12SetAttributesReply\" \n" +
 	"\x0eDestroyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\"\x0e\n" +
-	"\fDestroyReply\"\xad\x01\n" +
+	"\fDestroyReply\"\xdd\x01\n" +
 	"\x10CloneStepRequest\x12\x1a\n" +
 	"\btransfer\x18\x01 \x01(\fR\btransfer\x12-\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x19.kmsd.driver.v1.CloneRoleR\x04role\x12\x12\n" +
-	"\x04step\x18\x03 \x01(\rR\x04step\x12\x10\n" +
-	"\x03key\x18\x04 \x01(\fR\x03key\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\rR\x04step\x12\x12\n" +
+	"\x04keys\x18\x04 \x03(\fR\x04keys\x12\x12\n" +
 	"\x04blob\x18\x05 \x01(\fR\x04blob\x12\x14\n" +
-	"\x05prove\x18\x06 \x01(\bR\x05prove\"h\n" +
+	"\x05prove\x18\x06 \x01(\bR\x05prove\x12\x1a\n" +
+	"\bprotocol\x18\a \x01(\tR\bprotocol\x12\x10\n" +
+	"\x03end\x18\b \x01(\bR\x03end\"i\n" +
 	"\x0eCloneStepReply\x12\x12\n" +
 	"\x04blob\x18\x01 \x01(\fR\x04blob\x12\x12\n" +
-	"\x04done\x18\x02 \x01(\bR\x04done\x12.\n" +
-	"\x06object\x18\x03 \x01(\v2\x16.kmsd.driver.v1.ObjectR\x06object\"\x0e\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12/\n" +
+	"\x04keys\x18\x03 \x03(\v2\x1b.kmsd.driver.v1.CloneResultR\x04keys\"~\n" +
+	"\vCloneResult\x120\n" +
+	"\x06object\x18\x01 \x01(\v2\x16.kmsd.driver.v1.ObjectH\x00R\x06object\x123\n" +
+	"\afailure\x18\x02 \x01(\v2\x17.kmsd.driver.v1.FailureH\x00R\afailureB\b\n" +
+	"\x06result\"\x0e\n" +
 	"\fCloseRequest\"\f\n" +
 	"\n" +
 	"CloseReply\"\xeb\x02\n" +
@@ -1768,7 +2121,7 @@ const file_driver_proto_rawDesc = "" +
 	"\n" +
 	"CLASS_BUSY\x10\x03\x12\x10\n" +
 	"\fCLASS_MEMBER\x10\x04\x12\x11\n" +
-	"\rCLASS_EXPIRED\x10\x052\x93\x05\n" +
+	"\rCLASS_EXPIRED\x10\x052\xd6\x05\n" +
 	"\x06Driver\x12>\n" +
 	"\x04Open\x12\x1b.kmsd.driver.v1.OpenRequest\x1a\x19.kmsd.driver.v1.OpenReply\x12@\n" +
 	"\x04List\x12\x1b.kmsd.driver.v1.ListRequest\x1a\x19.kmsd.driver.v1.ListReply0\x01\x12A\n" +
@@ -1777,6 +2130,7 @@ const file_driver_proto_rawDesc = "" +
 	"\rSetAttributes\x12$.kmsd.driver.v1.SetAttributesRequest\x1a\".kmsd.driver.v1.SetAttributesReply\x12G\n" +
 	"\aDestroy\x12\x1e.kmsd.driver.v1.DestroyRequest\x1a\x1c.kmsd.driver.v1.DestroyReply\x12M\n" +
 	"\tCloneStep\x12 .kmsd.driver.v1.CloneStepRequest\x1a\x1e.kmsd.driver.v1.CloneStepReply\x12A\n" +
+	"\x05Facts\x12\x1c.kmsd.driver.v1.FactsRequest\x1a\x1a.kmsd.driver.v1.FactsReply\x12A\n" +
 	"\x05Close\x12\x1c.kmsd.driver.v1.CloseRequest\x1a\x1a.kmsd.driver.v1.CloseReply\x12I\n" +
 	"\bCommands\x12\x1c.kmsd.driver.v1.CommandBatch\x1a\x1b.kmsd.driver.v1.ResultBatch(\x010\x01B\x1eZ\x1ckmsd/pluginproto/v1;driverv1b\x06proto3"
 
@@ -1793,7 +2147,7 @@ func file_driver_proto_rawDescGZIP() []byte {
 }
 
 var file_driver_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_driver_proto_goTypes = []any{
 	(CloneRole)(0),               // 0: kmsd.driver.v1.CloneRole
 	(Op)(0),                      // 1: kmsd.driver.v1.Op
@@ -1802,67 +2156,79 @@ var file_driver_proto_goTypes = []any{
 	(Class)(0),                   // 4: kmsd.driver.v1.Class
 	(*OpenRequest)(nil),          // 5: kmsd.driver.v1.OpenRequest
 	(*OpenReply)(nil),            // 6: kmsd.driver.v1.OpenReply
-	(*Object)(nil),               // 7: kmsd.driver.v1.Object
-	(*ListRequest)(nil),          // 8: kmsd.driver.v1.ListRequest
-	(*ListReply)(nil),            // 9: kmsd.driver.v1.ListReply
-	(*InspectRequest)(nil),       // 10: kmsd.driver.v1.InspectRequest
-	(*GenerateRequest)(nil),      // 11: kmsd.driver.v1.GenerateRequest
-	(*SetAttributesRequest)(nil), // 12: kmsd.driver.v1.SetAttributesRequest
-	(*SetAttributesReply)(nil),   // 13: kmsd.driver.v1.SetAttributesReply
-	(*DestroyRequest)(nil),       // 14: kmsd.driver.v1.DestroyRequest
-	(*DestroyReply)(nil),         // 15: kmsd.driver.v1.DestroyReply
-	(*CloneStepRequest)(nil),     // 16: kmsd.driver.v1.CloneStepRequest
-	(*CloneStepReply)(nil),       // 17: kmsd.driver.v1.CloneStepReply
-	(*CloseRequest)(nil),         // 18: kmsd.driver.v1.CloseRequest
-	(*CloseReply)(nil),           // 19: kmsd.driver.v1.CloseReply
-	(*Command)(nil),              // 20: kmsd.driver.v1.Command
-	(*Item)(nil),                 // 21: kmsd.driver.v1.Item
-	(*CommandBatch)(nil),         // 22: kmsd.driver.v1.CommandBatch
-	(*Result)(nil),               // 23: kmsd.driver.v1.Result
-	(*ItemResult)(nil),           // 24: kmsd.driver.v1.ItemResult
-	(*ResultBatch)(nil),          // 25: kmsd.driver.v1.ResultBatch
-	(*Failure)(nil),              // 26: kmsd.driver.v1.Failure
-	nil,                          // 27: kmsd.driver.v1.OpenRequest.SettingsEntry
+	(*CloneProtocol)(nil),        // 7: kmsd.driver.v1.CloneProtocol
+	(*Fact)(nil),                 // 8: kmsd.driver.v1.Fact
+	(*FactsRequest)(nil),         // 9: kmsd.driver.v1.FactsRequest
+	(*FactsReply)(nil),           // 10: kmsd.driver.v1.FactsReply
+	(*Object)(nil),               // 11: kmsd.driver.v1.Object
+	(*ListRequest)(nil),          // 12: kmsd.driver.v1.ListRequest
+	(*ListReply)(nil),            // 13: kmsd.driver.v1.ListReply
+	(*InspectRequest)(nil),       // 14: kmsd.driver.v1.InspectRequest
+	(*GenerateRequest)(nil),      // 15: kmsd.driver.v1.GenerateRequest
+	(*SetAttributesRequest)(nil), // 16: kmsd.driver.v1.SetAttributesRequest
+	(*SetAttributesReply)(nil),   // 17: kmsd.driver.v1.SetAttributesReply
+	(*DestroyRequest)(nil),       // 18: kmsd.driver.v1.DestroyRequest
+	(*DestroyReply)(nil),         // 19: kmsd.driver.v1.DestroyReply
+	(*CloneStepRequest)(nil),     // 20: kmsd.driver.v1.CloneStepRequest
+	(*CloneStepReply)(nil),       // 21: kmsd.driver.v1.CloneStepReply
+	(*CloneResult)(nil),          // 22: kmsd.driver.v1.CloneResult
+	(*CloseRequest)(nil),         // 23: kmsd.driver.v1.CloseRequest
+	(*CloseReply)(nil),           // 24: kmsd.driver.v1.CloseReply
+	(*Command)(nil),              // 25: kmsd.driver.v1.Command
+	(*Item)(nil),                 // 26: kmsd.driver.v1.Item
+	(*CommandBatch)(nil),         // 27: kmsd.driver.v1.CommandBatch
+	(*Result)(nil),               // 28: kmsd.driver.v1.Result
+	(*ItemResult)(nil),           // 29: kmsd.driver.v1.ItemResult
+	(*ResultBatch)(nil),          // 30: kmsd.driver.v1.ResultBatch
+	(*Failure)(nil),              // 31: kmsd.driver.v1.Failure
+	nil,                          // 32: kmsd.driver.v1.OpenRequest.SettingsEntry
 }
 var file_driver_proto_depIdxs = []int32{
-	27, // 0: kmsd.driver.v1.OpenRequest.settings:type_name -> kmsd.driver.v1.OpenRequest.SettingsEntry
+	32, // 0: kmsd.driver.v1.OpenRequest.settings:type_name -> kmsd.driver.v1.OpenRequest.SettingsEntry
 	2,  // 1: kmsd.driver.v1.OpenReply.mechanisms:type_name -> kmsd.driver.v1.Mechanism
-	7,  // 2: kmsd.driver.v1.ListReply.objects:type_name -> kmsd.driver.v1.Object
-	0,  // 3: kmsd.driver.v1.CloneStepRequest.role:type_name -> kmsd.driver.v1.CloneRole
-	7,  // 4: kmsd.driver.v1.CloneStepReply.object:type_name -> kmsd.driver.v1.Object
-	1,  // 5: kmsd.driver.v1.Command.op:type_name -> kmsd.driver.v1.Op
-	2,  // 6: kmsd.driver.v1.Command.mechanism:type_name -> kmsd.driver.v1.Mechanism
-	3,  // 7: kmsd.driver.v1.Command.hash:type_name -> kmsd.driver.v1.Hash
-	21, // 8: kmsd.driver.v1.Command.items:type_name -> kmsd.driver.v1.Item
-	20, // 9: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
-	26, // 10: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
-	24, // 11: kmsd.driver.v1.Result.items:type_name -> kmsd.driver.v1.ItemResult
-	26, // 12: kmsd.driver.v1.ItemResult.failure:type_name -> kmsd.driver.v1.Failure
-	23, // 13: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
-	4,  // 14: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
-	5,  // 15: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
-	8,  // 16: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
-	10, // 17: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
-	11, // 18: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
-	12, // 19: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
-	14, // 20: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
-	16, // 21: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
-	18, // 22: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
-	22, // 23: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
-	6,  // 24: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
-	9,  // 25: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
-	7,  // 26: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
-	7,  // 27: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
-	13, // 28: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
-	15, // 29: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
-	17, // 30: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
-	19, // 31: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
-	25, // 32: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
-	24, // [24:33] is the sub-list for method output_type
-	15, // [15:24] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	7,  // 2: kmsd.driver.v1.OpenReply.cloning:type_name -> kmsd.driver.v1.CloneProtocol
+	8,  // 3: kmsd.driver.v1.OpenReply.facts:type_name -> kmsd.driver.v1.Fact
+	8,  // 4: kmsd.driver.v1.FactsReply.facts:type_name -> kmsd.driver.v1.Fact
+	11, // 5: kmsd.driver.v1.ListReply.objects:type_name -> kmsd.driver.v1.Object
+	0,  // 6: kmsd.driver.v1.CloneStepRequest.role:type_name -> kmsd.driver.v1.CloneRole
+	22, // 7: kmsd.driver.v1.CloneStepReply.keys:type_name -> kmsd.driver.v1.CloneResult
+	11, // 8: kmsd.driver.v1.CloneResult.object:type_name -> kmsd.driver.v1.Object
+	31, // 9: kmsd.driver.v1.CloneResult.failure:type_name -> kmsd.driver.v1.Failure
+	1,  // 10: kmsd.driver.v1.Command.op:type_name -> kmsd.driver.v1.Op
+	2,  // 11: kmsd.driver.v1.Command.mechanism:type_name -> kmsd.driver.v1.Mechanism
+	3,  // 12: kmsd.driver.v1.Command.hash:type_name -> kmsd.driver.v1.Hash
+	26, // 13: kmsd.driver.v1.Command.items:type_name -> kmsd.driver.v1.Item
+	25, // 14: kmsd.driver.v1.CommandBatch.commands:type_name -> kmsd.driver.v1.Command
+	31, // 15: kmsd.driver.v1.Result.failure:type_name -> kmsd.driver.v1.Failure
+	29, // 16: kmsd.driver.v1.Result.items:type_name -> kmsd.driver.v1.ItemResult
+	31, // 17: kmsd.driver.v1.ItemResult.failure:type_name -> kmsd.driver.v1.Failure
+	28, // 18: kmsd.driver.v1.ResultBatch.results:type_name -> kmsd.driver.v1.Result
+	4,  // 19: kmsd.driver.v1.Failure.class:type_name -> kmsd.driver.v1.Class
+	5,  // 20: kmsd.driver.v1.Driver.Open:input_type -> kmsd.driver.v1.OpenRequest
+	12, // 21: kmsd.driver.v1.Driver.List:input_type -> kmsd.driver.v1.ListRequest
+	14, // 22: kmsd.driver.v1.Driver.Inspect:input_type -> kmsd.driver.v1.InspectRequest
+	15, // 23: kmsd.driver.v1.Driver.Generate:input_type -> kmsd.driver.v1.GenerateRequest
+	16, // 24: kmsd.driver.v1.Driver.SetAttributes:input_type -> kmsd.driver.v1.SetAttributesRequest
+	18, // 25: kmsd.driver.v1.Driver.Destroy:input_type -> kmsd.driver.v1.DestroyRequest
+	20, // 26: kmsd.driver.v1.Driver.CloneStep:input_type -> kmsd.driver.v1.CloneStepRequest
+	9,  // 27: kmsd.driver.v1.Driver.Facts:input_type -> kmsd.driver.v1.FactsRequest
+	23, // 28: kmsd.driver.v1.Driver.Close:input_type -> kmsd.driver.v1.CloseRequest
+	27, // 29: kmsd.driver.v1.Driver.Commands:input_type -> kmsd.driver.v1.CommandBatch
+	6,  // 30: kmsd.driver.v1.Driver.Open:output_type -> kmsd.driver.v1.OpenReply
+	13, // 31: kmsd.driver.v1.Driver.List:output_type -> kmsd.driver.v1.ListReply
+	11, // 32: kmsd.driver.v1.Driver.Inspect:output_type -> kmsd.driver.v1.Object
+	11, // 33: kmsd.driver.v1.Driver.Generate:output_type -> kmsd.driver.v1.Object
+	17, // 34: kmsd.driver.v1.Driver.SetAttributes:output_type -> kmsd.driver.v1.SetAttributesReply
+	19, // 35: kmsd.driver.v1.Driver.Destroy:output_type -> kmsd.driver.v1.DestroyReply
+	21, // 36: kmsd.driver.v1.Driver.CloneStep:output_type -> kmsd.driver.v1.CloneStepReply
+	10, // 37: kmsd.driver.v1.Driver.Facts:output_type -> kmsd.driver.v1.FactsReply
+	24, // 38: kmsd.driver.v1.Driver.Close:output_type -> kmsd.driver.v1.CloseReply
+	30, // 39: kmsd.driver.v1.Driver.Commands:output_type -> kmsd.driver.v1.ResultBatch
+	30, // [30:40] is the sub-list for method output_type
+	20, // [20:30] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_driver_proto_init() }
@@ -1870,14 +2236,18 @@ func file_driver_proto_init() {
 	if File_driver_proto != nil {
 		return
 	}
-	file_driver_proto_msgTypes[7].OneofWrappers = []any{}
+	file_driver_proto_msgTypes[11].OneofWrappers = []any{}
+	file_driver_proto_msgTypes[17].OneofWrappers = []any{
+		(*CloneResult_Object)(nil),
+		(*CloneResult_Failure)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_driver_proto_rawDesc), len(file_driver_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   23,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

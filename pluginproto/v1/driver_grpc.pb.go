@@ -30,6 +30,7 @@ const (
 	Driver_SetAttributes_FullMethodName = "/kmsd.driver.v1.Driver/SetAttributes"
 	Driver_Destroy_FullMethodName       = "/kmsd.driver.v1.Driver/Destroy"
 	Driver_CloneStep_FullMethodName     = "/kmsd.driver.v1.Driver/CloneStep"
+	Driver_Facts_FullMethodName         = "/kmsd.driver.v1.Driver/Facts"
 	Driver_Close_FullMethodName         = "/kmsd.driver.v1.Driver/Close"
 	Driver_Commands_FullMethodName      = "/kmsd.driver.v1.Driver/Commands"
 )
@@ -50,6 +51,7 @@ type DriverClient interface {
 	SetAttributes(ctx context.Context, in *SetAttributesRequest, opts ...grpc.CallOption) (*SetAttributesReply, error)
 	Destroy(ctx context.Context, in *DestroyRequest, opts ...grpc.CallOption) (*DestroyReply, error)
 	CloneStep(ctx context.Context, in *CloneStepRequest, opts ...grpc.CallOption) (*CloneStepReply, error)
+	Facts(ctx context.Context, in *FactsRequest, opts ...grpc.CallOption) (*FactsReply, error)
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseReply, error)
 	// Commands carries the whole hot path of one driver, for as long as the driver
 	// lives. Both ends put all that waits into one message. Results come in any
@@ -144,6 +146,16 @@ func (c *driverClient) CloneStep(ctx context.Context, in *CloneStepRequest, opts
 	return out, nil
 }
 
+func (c *driverClient) Facts(ctx context.Context, in *FactsRequest, opts ...grpc.CallOption) (*FactsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FactsReply)
+	err := c.cc.Invoke(ctx, Driver_Facts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *driverClient) Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CloseReply)
@@ -183,6 +195,7 @@ type DriverServer interface {
 	SetAttributes(context.Context, *SetAttributesRequest) (*SetAttributesReply, error)
 	Destroy(context.Context, *DestroyRequest) (*DestroyReply, error)
 	CloneStep(context.Context, *CloneStepRequest) (*CloneStepReply, error)
+	Facts(context.Context, *FactsRequest) (*FactsReply, error)
 	Close(context.Context, *CloseRequest) (*CloseReply, error)
 	// Commands carries the whole hot path of one driver, for as long as the driver
 	// lives. Both ends put all that waits into one message. Results come in any
@@ -218,6 +231,9 @@ func (UnimplementedDriverServer) Destroy(context.Context, *DestroyRequest) (*Des
 }
 func (UnimplementedDriverServer) CloneStep(context.Context, *CloneStepRequest) (*CloneStepReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CloneStep not implemented")
+}
+func (UnimplementedDriverServer) Facts(context.Context, *FactsRequest) (*FactsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Facts not implemented")
 }
 func (UnimplementedDriverServer) Close(context.Context, *CloseRequest) (*CloseReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Close not implemented")
@@ -365,6 +381,24 @@ func _Driver_CloneStep_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Driver_Facts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FactsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DriverServer).Facts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Driver_Facts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DriverServer).Facts(ctx, req.(*FactsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Driver_Close_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CloseRequest)
 	if err := dec(in); err != nil {
@@ -420,6 +454,10 @@ var Driver_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CloneStep",
 			Handler:    _Driver_CloneStep_Handler,
+		},
+		{
+			MethodName: "Facts",
+			Handler:    _Driver_Facts_Handler,
 		},
 		{
 			MethodName: "Close",

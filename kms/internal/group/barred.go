@@ -15,6 +15,10 @@ import (
 // not what it should be.
 func (l *link) bars(id pluginproto.KeyID) bool { return len(l.barred) > 0 && l.barred[id] }
 
+func (l *link) barsOne(ids []pluginproto.KeyID) bool {
+	return len(l.barred) > 0 && slices.ContainsFunc(ids, l.bars)
+}
+
 // Bar has a member asked no more for keys, from now until its next admission is over
 // and has decided which. It is for what turns out while the member serves.
 func (g *Group) Bar(name string, ids []pluginproto.KeyID) {

@@ -157,15 +157,15 @@ func TestWhatMayBeDoneToAQuarantinedCopy(t *testing.T) {
 			return err
 		}, true},
 		{"it is not cloned to others", func(ctx context.Context, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: keyID(1)})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 			return err
 		}, true},
 		{"another key is cloned to others", func(ctx context.Context, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: keyID(2)})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(2)}})
 			return err
 		}, false},
 		{"the member may be asked to take a copy", func(ctx context.Context, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: keyID(1)})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 			return err
 		}, false},
 		{"it may be looked at", func(ctx context.Context, m group.Member) error {

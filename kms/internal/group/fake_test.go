@@ -213,8 +213,10 @@ func (c *conn) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 	return c.change(ctx, id, false)
 }
 
+func (c *conn) Facts(ctx context.Context) ([]pluginproto.Fact, error) { return nil, nil }
+
 func (c *conn) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	return pluginproto.CloneReply{Done: true}, c.change(ctx, req.Key, true)
+	return pluginproto.CloneReply{Done: true}, c.change(ctx, req.Keys[0], true)
 }
 
 func (c *conn) change(ctx context.Context, id pluginproto.KeyID, there bool) error {

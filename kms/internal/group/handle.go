@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"kmsd/pluginproto"
@@ -63,19 +64,25 @@ func (h *handle) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 		cost: costTransfer,
 		run:  func(ctx context.Context) (pluginproto.CloneReply, error) { return h.l.conn.CloneStep(ctx, req) },
 	}
-	if req.Role == pluginproto.CloneTarget {
+	switch {
+	case req.End:
+	case req.Role == pluginproto.CloneTarget:
 		e.writes = true
-	} else {
-		e.uses = req.Key
+	default:
+		e.uses = req.Keys
 	}
 	return call(ctx, h, e)
+}
+
+func (h *handle) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
+	return call(ctx, h, errand[[]pluginproto.Fact]{cost: costTransfer, run: h.l.conn.Facts})
 }
 
 func (h *handle) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Result, error) {
 	shared := copyCommand(cmd)
 	return call(ctx, h, errand[pluginproto.Result]{
 		cost:   commandCosts[effortOf(cmd)],
-		uses:   cmd.Key,
+		uses:   []pluginproto.KeyID{cmd.Key},
 		run:    func(ctx context.Context) (pluginproto.Result, error) { return h.l.conn.Do(ctx, shared.Command) },
 		finish: shared.release,
 	})
@@ -83,8 +90,8 @@ func (h *handle) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 
 // errand is one call of a driver.
 type errand[T any] struct {
-	writes bool              // it changes keys on the token
-	uses   pluginproto.KeyID // the key whose copy has to be sound; zero: none
+	writes bool                // it changes keys on the token
+	uses   []pluginproto.KeyID // the keys whose copies have to be sound
 	cost   int
 	limit  time.Duration // after which the member is dropped; zero: the command timeout
 	run    func(context.Context) (T, error)
@@ -204,7 +211,7 @@ func overran(limit time.Duration) error {
 // enter waits for the turn of a call and counts it in; leave undoes it. The member
 // owes its answer, as that of a command, so it is probed soon: commands go around a
 // member that is busy with keys, and would not find out that it hangs.
-func (h *handle) enter(ctx context.Context, t *turn, uses pluginproto.KeyID) error {
+func (h *handle) enter(ctx context.Context, t *turn, uses []pluginproto.KeyID) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -224,8 +231,8 @@ func (h *handle) enter(ctx context.Context, t *turn, uses pluginproto.KeyID) err
 		err = ErrClosed
 	case h.st.ctx.Err() != nil: // meanwhile; what the member holds is being looked at
 		err = h.ended()
-	case h.l.bars(uses):
-		err = quarantined(h.l.m, uses)
+	case h.l.barsOne(uses):
+		err = quarantined(h.l.m, uses[slices.IndexFunc(uses, h.l.bars)])
 	default:
 		if t.writes {
 			t.began = time.Now()

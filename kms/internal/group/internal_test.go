@@ -86,7 +86,7 @@ func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 		h := &handle{g: g, l: l, st: l.stint}
 		l.writes <- struct{}{} // an earlier call, given up by its caller
 		entered := make(chan error)
-		go func() { entered <- h.enter(t.Context(), &turn{writes: true, cost: 1}, pluginproto.KeyID{}) }()
+		go func() { entered <- h.enter(t.Context(), &turn{writes: true, cost: 1}, nil) }()
 		synctest.Wait()
 		g.mu.Lock()
 		<-l.writes // it ends, so the turn is the next one's

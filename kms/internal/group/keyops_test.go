@@ -226,7 +226,7 @@ func TestAdmissionMissesNoKeyOperation(t *testing.T) {
 				}
 				for _, id := range book.all() {
 					if !slices.ContainsFunc(have, func(o pluginproto.Object) bool { return o.ID == id }) {
-						if _, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id}); err != nil {
+						if _, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "memory", Keys: []pluginproto.KeyID{id}}); err != nil {
 							return err
 						}
 					}
@@ -370,7 +370,7 @@ func TestEveryCallOfAMemberReachesItsDriver(t *testing.T) {
 			"set attributes": func(ctx context.Context) error { return m.SetAttributes(ctx, keyID(1), pluginproto.Attributes{}) },
 			"destroy":        func(ctx context.Context) error { return m.Destroy(ctx, keyID(1)) },
 			"clone": func(ctx context.Context) error {
-				_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource})
+				_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 				return err
 			},
 			"do": func(ctx context.Context) error { _, err := m.Do(ctx, encrypt); return err },

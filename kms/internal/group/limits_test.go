@@ -38,11 +38,11 @@ func TestAMemberThatDoesNotComeToTheEndOfAKeyOperationIsDropped(t *testing.T) {
 		{"a secret key has the command timeout", generate(pluginproto.AES256), 20 * time.Second},
 		{"so has a destruction", func(ctx context.Context, m group.Member) error { return m.Destroy(ctx, keyID(1)) }, 20 * time.Second},
 		{"so has a copy that arrives", func(ctx context.Context, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: keyID(1)})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 			return err
 		}, 20 * time.Second},
 		{"so has a copy that is given away", func(ctx context.Context, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: keyID(1)})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 			return err
 		}, 20 * time.Second},
 	} {
@@ -194,7 +194,7 @@ func TestAnAdmissionWhoseSourceHangsGivesTheLeaseBack(t *testing.T) {
 					return nil // a is not there yet
 				}
 				r.hsms["a"].set(func(h *hsm) { h.keyDelay = time.Hour })
-				_, err = source.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: keyID(1)})
+				_, err = source.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 				r.hsms["a"].set(func(h *hsm) { h.keyDelay = 0 })
 				return err
 			})
@@ -289,7 +289,7 @@ func TestNothingWaitsOnALockWhileAnHSMIsBeingCalled(t *testing.T) {
 		},
 		"destroy": func(ctx context.Context, r *rig, m group.Member) error { return m.Destroy(ctx, keyID(1)) },
 		"clone": func(ctx context.Context, r *rig, m group.Member) error {
-			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource})
+			_, err := m.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{keyID(1)}})
 			return err
 		},
 		"close": func(ctx context.Context, r *rig, m group.Member) error { r.Close(); return nil },

@@ -25,5 +25,6 @@ type Member interface {
 	SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error
 	Destroy(ctx context.Context, id pluginproto.KeyID) error
 	CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error)
+	Facts(ctx context.Context) ([]pluginproto.Fact, error)
 	Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.Result, error)
 }

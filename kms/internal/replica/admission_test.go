@@ -92,7 +92,7 @@ func TestAdmissionWaitsForASource(t *testing.T) {
 				if took := time.Since(began); took != x.took {
 					t.Errorf("took %v, want %v", took, x.took)
 				}
-				if holds := len(b.Token().Keys()) == 1; holds != x.holds || len(h.notes) != 1 {
+				if holds := len(b.hsm().Keys()) == 1; holds != x.holds || len(h.notes) != 1 {
 					t.Errorf("holds %v, want %v; notes %v", holds, x.holds, h.notes)
 				}
 			})
@@ -106,7 +106,7 @@ func TestAdmissionDoesNotWaitWhenAllAreThere(t *testing.T) {
 		h := newHall(2)
 		h.in = []replica.Token{a}
 		h.plan.Copies = []replica.Copy{a.make(t, 1)}
-		a.Token().Lose(h.plan.Copies[0].ID)
+		a.hsm().Lose(h.plan.Copies[0].ID)
 		began := time.Now()
 		if _, err := h.Admit(t.Context(), b, false); err != nil || time.Since(began) != 0 {
 			t.Errorf("Admit = %v after %v", err, time.Since(began))
@@ -128,7 +128,7 @@ func TestAdmissionFindsInTheLastLookWhatChanged(t *testing.T) {
 	if _, err := h.Admit(t.Context(), b, true); err != nil {
 		t.Fatal(err)
 	}
-	if ids := b.Token().Keys(); len(ids) != 1 || ids[0] != second.ID {
+	if ids := b.hsm().Keys(); len(ids) != 1 || ids[0] != second.ID {
 		t.Errorf("hsm-b holds %v, want %v", ids, second.ID)
 	}
 	if n := b.Calls(memdriver.CallList); n != 1 {
@@ -203,11 +203,11 @@ func TestEmptiedTokenIsNotFilledAgain(t *testing.T) {
 			if !x.fail && len(x.on) == 0 {
 				h.plan.Copies[1].Members = nil
 			}
-			before := len(b.Token().Keys())
+			before := len(b.hsm().Keys())
 			_, err := h.admit(t, b)
 			if !x.fail {
-				if err != nil || len(b.Token().Keys()) != 2 {
-					t.Errorf("admitted with %v; holds %v", err, b.Token().Keys())
+				if err != nil || len(b.hsm().Keys()) != 2 {
+					t.Errorf("admitted with %v; holds %v", err, b.hsm().Keys())
 				}
 				return
 			}
@@ -218,8 +218,8 @@ func TestEmptiedTokenIsNotFilledAgain(t *testing.T) {
 			if !strings.Contains(err.Error(), "re-initialised") || !strings.Contains(err.Error(), "kmsd member replace hsm-b") {
 				t.Errorf("it does not say what to do: %v", err)
 			}
-			if len(b.Token().Keys()) != before || b.Calls(memdriver.CallCloneStep)+b.Calls(memdriver.CallDestroy) != 0 {
-				t.Errorf("hsm-b was changed: %v", b.Token().Keys())
+			if len(b.hsm().Keys()) != before || b.Calls(memdriver.CallCloneStep)+b.Calls(memdriver.CallDestroy) != 0 {
+				t.Errorf("hsm-b was changed: %v", b.hsm().Keys())
 			}
 		})
 	}
@@ -235,8 +235,8 @@ func TestCopyThatIsRefusedKeepsAMemberOutOnce(t *testing.T) {
 	target := &picky{member: b, refuse: map[pluginproto.KeyID]error{bad.ID: full}}
 
 	_, err := h.admit(t, target)
-	if !errors.Is(err, full) || !strings.Contains(err.Error(), "key c version 1") || len(b.Token().Keys()) != 1 {
-		t.Fatalf("first attempt: %v; holds %v, want all but one", err, b.Token().Keys())
+	if !errors.Is(err, full) || !strings.Contains(err.Error(), "key c version 1") || len(b.hsm().Keys()) != 1 {
+		t.Fatalf("first attempt: %v; holds %v, want all but one", err, b.hsm().Keys())
 	}
 	r, err := h.admit(t, target)
 	if err != nil || len(r.Held) != 1 || len(r.Missing) != 1 || r.Missing[0].ID != bad.ID || len(r.Refused) != 1 {
@@ -398,8 +398,8 @@ func TestUnknownObjectsAreReportedAndLeftAlone(t *testing.T) {
 			t.Errorf("report %+v, %v", r, err)
 		}
 	}
-	if found, ok := h.Found("hsm-b"); !ok || len(found.Foreign) != 1 || len(b.Token().Keys()) != 1 {
-		t.Errorf("found %+v, token holds %v", found, b.Token().Keys())
+	if found, ok := h.Found("hsm-b"); !ok || len(found.Foreign) != 1 || len(b.hsm().Keys()) != 1 {
+		t.Errorf("found %+v, token holds %v", found, b.hsm().Keys())
 	}
 	events := h.told()
 	if len(events) != 1 || events[0].Alarm || !strings.Contains(events[0].Cause, "group sync --adopt") {
@@ -418,7 +418,7 @@ func TestCompareChangesNothing(t *testing.T) {
 	if err != nil || len(r.Quarantined) != 1 || len(r.Missing) != 1 || len(r.Held)+len(r.Foreign) != 0 {
 		t.Errorf("report %+v, %v", r, err)
 	}
-	if len(b.Token().Keys()) != 2 || len(h.notes)+len(h.told()) != 0 || h.Quarantined("hsm-b", wrong.ID) {
+	if len(b.hsm().Keys()) != 2 || len(h.notes)+len(h.told()) != 0 || h.Quarantined("hsm-b", wrong.ID) {
 		t.Error("it was not only looked at")
 	}
 }
@@ -447,7 +447,7 @@ func TestQuarantineIsToldOnceAndEndsWhenTheObjectIsRight(t *testing.T) {
 	if b.Calls(memdriver.CallCloneStep) != 0 {
 		t.Error("hsm-b was asked for a copy that is in quarantine")
 	}
-	b.Token().Lose(c.ID)
+	b.hsm().Lose(c.ID)
 	if r, err := h.admit(t, b); err != nil || r.Cloned != 1 || h.Quarantined("hsm-b", c.ID) {
 		t.Errorf("after it was removed: %+v, %v", r, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 
 	"kmsd/pluginproto"
 )
@@ -29,50 +30,219 @@ func (e *SourceError) Error() string {
 	return fmt.Sprintf("cloning from member %s: %v", e.Member, e.Err)
 }
 
+// Arrival is what has become of one copy of a transfer.
+type Arrival struct {
+	Object pluginproto.Object // as the target's HSM describes it; what it has instead with ErrDifferent
+	Err    error
+}
+
 // Clone copies a key from one member to another by relaying what their HSMs have
 // to say to each other, and returns the key as the target's HSM describes it. The
 // target already holding the key makes it a success. A source whose own copy is
 // another key gives nothing away. An error of the source is a [*SourceError]; every
 // other error is the target's.
 func Clone(ctx context.Context, from, to Token, want Copy) (pluginproto.Object, error) {
-	source := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: want.ID}
-	if _, err := rand.Read(source.Transfer[:]); err != nil {
-		return pluginproto.Object{}, fmt.Errorf("drawing a transfer number: %w", err)
+	got := CloneTogether(ctx, from, to, []Copy{want})[0]
+	return got.Object, got.Err
+}
+
+// Together returns how many keys one transfer from one member to the other carries, 0 when
+// they have no protocol in common.
+func Together(from, to Token) int {
+	p, _ := pluginproto.CommonProtocol(from.Token().Cloning, to.Token().Cloning)
+	return p.Keys
+}
+
+// CloneTogether is Clone for copies that go in one transfer, at most [Together] of them.
+// What is wrong with one of them does not keep the others from arriving.
+func CloneTogether(ctx context.Context, from, to Token, wants []Copy) []Arrival {
+	p, ok := pluginproto.CommonProtocol(from.Token().Cloning, to.Token().Cloning)
+	if !ok {
+		return failAll(len(wants), &SourceError{Member: from.Name(), Err: NoCommonProtocol(from, to)})
 	}
-	target := source
-	target.Role = pluginproto.CloneTarget
+	t := &transfer{from: from, to: to, protocol: p.Name, wants: wants, arrivals: make([]Arrival, len(wants))}
+	t.run(ctx)
+	t.end(ctx)
+	again := t.remaining()
+	if len(again) == 0 {
+		return t.arrivals
+	}
+	// Some cannot come from this source: the rest goes in a transfer of its own.
+	rest := make([]Copy, len(again))
+	for i, at := range again {
+		rest[i] = wants[at]
+	}
+	for i, got := range CloneTogether(ctx, from, to, rest) {
+		t.arrivals[again[i]] = got
+	}
+	return t.arrivals
+}
+
+func failAll(n int, err error) []Arrival {
+	all := make([]Arrival, n)
+	for i := range all {
+		all[i].Err = err
+	}
+	return all
+}
+
+// NoCommonProtocol says why keys cannot go from one member to another.
+func NoCommonProtocol(from, to Token) error {
+	names := func(all []pluginproto.CloneProtocol, may func(pluginproto.CloneProtocol) bool) string {
+		var out []string
+		for _, p := range all {
+			if may(p) {
+				out = append(out, p.Name)
+			}
+		}
+		if len(out) == 0 {
+			return "none"
+		}
+		return strings.Join(out, ", ")
+	}
+	return pluginproto.Errorf(pluginproto.ClassCaller, fmt.Sprintf("cloning keys from member %s to member %s", from.Name(), to.Name()),
+		"they have no cloning protocol in common: %s gives keys away by %s, %s takes them by %s", from.Name(),
+		names(from.Token().Cloning, func(p pluginproto.CloneProtocol) bool { return p.Gives }), to.Name(),
+		names(to.Token().Cloning, func(p pluginproto.CloneProtocol) bool { return p.Takes }))
+}
+
+// transfer is one relay.
+type transfer struct {
+	from, to Token
+	protocol string
+	wants    []Copy
+	arrivals []Arrival
+	again    bool // the source has something to say against some, and nothing was sent
+
+	source, target             pluginproto.CloneRequest
+	openAtSource, openAtTarget bool // it has begun there, and is not done
+}
+
+func (t *transfer) run(ctx context.Context) {
+	t.source = pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: t.protocol}
+	if _, err := rand.Read(t.source.Transfer[:]); err != nil {
+		t.fail(fmt.Errorf("drawing a transfer number: %w", err))
+		return
+	}
+	for _, want := range t.wants {
+		t.source.Keys = append(t.source.Keys, want.ID)
+	}
+	t.target = t.source
+	t.target.Role = pluginproto.CloneTarget
 
 	for step := range maxSteps {
-		source.Step, target.Step = step, step
-		said, err := from.CloneStep(ctx, source)
+		t.source.Step, t.target.Step = step, step
+		t.openAtSource = true
+		said, err := t.from.CloneStep(ctx, t.source)
 		if err == nil {
+			t.openAtSource = !said.Done
 			err = checkBlob(said.Blob)
 		}
-		if err == nil && step == 0 {
-			err = checkSource(from, want, said.Object)
-		}
 		if err != nil {
-			return pluginproto.Object{}, &SourceError{Member: from.Name(), Err: err}
+			t.fail(&SourceError{Member: t.from.Name(), Err: err})
+			return
 		}
-		target.Blob = said.Blob
-		answer, err := to.CloneStep(ctx, target)
+		if step == 0 && !t.sourceHas(said.Keys) {
+			return
+		}
+		t.target.Blob = said.Blob
+		t.openAtTarget = true
+		answer, err := t.to.CloneStep(ctx, t.target)
 		if err == nil {
+			t.openAtTarget = !answer.Done
 			err = checkBlob(answer.Blob)
 		}
 		if err != nil {
-			return pluginproto.Object{}, fmt.Errorf("cloning %s to member %s: %w", want, to.Name(), err)
+			t.failAtTarget(err)
+			return
 		}
 		if answer.Done {
-			return arrived(to, want, answer.Object)
+			t.arrived(answer.Keys)
+			return
 		}
 		if said.Done {
 			break // the source has nothing more to say, and the target is not content
 		}
-		source.Blob = answer.Blob
+		t.source.Blob = answer.Blob
 	}
-	return pluginproto.Object{}, pluginproto.Errorf(pluginproto.ClassUnknown,
-		fmt.Sprintf("cloning %s from %s to %s", want, from.Name(), to.Name()),
-		"the two drivers came to no end")
+	t.fail(pluginproto.Errorf(pluginproto.ClassUnknown,
+		fmt.Sprintf("cloning %s from %s to %s", t.wants[0], t.from.Name(), t.to.Name()),
+		"the two drivers came to no end"))
+}
+
+// end has an end let go of the transfer that has begun it and not said that it is done.
+// What it answers changes nothing; when there is no time left, it finds out by itself that
+// nobody goes on.
+func (t *transfer) end(ctx context.Context) {
+	for _, x := range []struct {
+		token Token
+		req   pluginproto.CloneRequest
+		open  bool
+	}{{t.from, t.source, t.openAtSource}, {t.to, t.target, t.openAtTarget}} {
+		if x.open && ctx.Err() == nil {
+			x.req.Step, x.req.Blob, x.req.End = 0, nil, true
+			_, _ = x.token.CloneStep(ctx, x.req)
+		}
+	}
+}
+
+func (t *transfer) fail(err error) { copy(t.arrivals, failAll(len(t.wants), err)) }
+
+func (t *transfer) failAtTarget(err error) {
+	for i, want := range t.wants {
+		t.arrivals[i].Err = fmt.Errorf("cloning %s to member %s: %w", want, t.to.Name(), err)
+	}
+}
+
+// sourceHas makes sure that the source has all the right copies, before any of them goes
+// to the target.
+func (t *transfer) sourceHas(keys []pluginproto.CloneResult) bool {
+	bad := 0
+	for i, want := range t.wants {
+		err := error(nil)
+		switch {
+		case len(keys) != len(t.wants):
+			err = checkSource(t.from, want, nil)
+		case keys[i].Err != nil:
+			err = keys[i].Err
+		default:
+			err = checkSource(t.from, want, keys[i].Object)
+		}
+		if err != nil {
+			t.arrivals[i].Err = &SourceError{Member: t.from.Name(), Err: err}
+			bad++
+		}
+	}
+	t.again = bad > 0
+	return bad == 0
+}
+
+// remaining are those that were not sent because of others.
+func (t *transfer) remaining() (at []int) {
+	if !t.again {
+		return nil
+	}
+	for i, a := range t.arrivals {
+		if a.Err == nil {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// arrived checks what the target says it has now.
+func (t *transfer) arrived(keys []pluginproto.CloneResult) {
+	for i, want := range t.wants {
+		a := &t.arrivals[i]
+		switch {
+		case len(keys) != len(t.wants):
+			a.Object, a.Err = arrived(t.to, want, nil)
+		case keys[i].Err != nil:
+			a.Err = fmt.Errorf("cloning %s to member %s: %w", want, t.to.Name(), keys[i].Err)
+		default:
+			a.Object, a.Err = arrived(t.to, want, keys[i].Object)
+		}
+	}
 }
 
 // checkSource makes sure that a source has the right copy before any of it goes to

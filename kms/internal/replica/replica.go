@@ -24,6 +24,7 @@ import (
 // Token is a member as this package needs it.
 type Token interface {
 	Name() string
+	Token() pluginproto.TokenInfo
 	List(ctx context.Context) ([]pluginproto.Object, error)
 	SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs pluginproto.Attributes) error
 	Destroy(ctx context.Context, id pluginproto.KeyID) error

@@ -21,17 +21,21 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type member struct {
 	*memdriver.Driver
 	name string
+	info pluginproto.TokenInfo
 }
 
-func (m *member) Name() string { return m.name }
+func (m *member) Name() string                 { return m.name }
+func (m *member) Token() pluginproto.TokenInfo { return m.info }
+func (m *member) hsm() *memdriver.Token        { return m.Driver.Token() }
 
 func newMember(t *testing.T, name string) *member {
 	t.Helper()
 	d := memdriver.New(memdriver.Options{Token: memdriver.NewToken(name)})
-	if _, err := d.Open(t.Context(), pluginproto.OpenRequest{PIN: []byte(memdriver.PIN), Domain: bytes.Repeat([]byte{7}, 32)}); err != nil {
+	info, err := d.Open(t.Context(), pluginproto.OpenRequest{PIN: []byte(memdriver.PIN), Domain: bytes.Repeat([]byte{7}, 32)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return &member{d, name}
+	return &member{d, name, info}
 }
 
 // make makes a key on the member and returns what copies of it should be.
@@ -73,6 +77,9 @@ type odd struct {
 }
 
 func (o *odd) CloneStep(_ context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	if req.End {
+		return pluginproto.CloneReply{}, nil
+	}
 	return o.step(req)
 }
 
@@ -86,7 +93,7 @@ func TestCloneThatFails(t *testing.T) {
 	object := func(change func(*pluginproto.Object)) pluginproto.CloneReply {
 		o := pluginproto.Object{ID: c.ID, Type: c.Type, CheckValue: c.CheckValue}
 		change(&o)
-		return pluginproto.CloneReply{Done: true, Object: &o}
+		return pluginproto.CloneReply{Done: true, Keys: []pluginproto.CloneResult{{Object: &o}}}
 	}
 	right := func(*pluginproto.Object) {}
 	silent := object(right)
@@ -146,7 +153,7 @@ func TestCloneThatFails(t *testing.T) {
 func TestSyncMakesTheMemberHoldThePlan(t *testing.T) {
 	a, b := newMember(t, "hsm-a"), newMember(t, "hsm-b")
 	both, missing, orphan := a.make(t, 1), a.make(t, 2), a.make(t, 3)
-	a.Token().Lose(orphan.ID)
+	a.hsm().Lose(orphan.ID)
 	gone, open, foreign := b.make(t, 4), b.make(t, 5), b.make(t, 6)
 	if _, err := replica.Clone(t.Context(), a, b, both); err != nil {
 		t.Fatal(err)
@@ -172,7 +179,7 @@ func TestSyncMakesTheMemberHoldThePlan(t *testing.T) {
 		len(r.Foreign) != 1 || r.Foreign[0].ID != foreign.ID || r.Foreign[0].Label != "g/1" {
 		t.Errorf("report %+v", r)
 	}
-	if ids := b.Token().Keys(); len(ids) != 4 || ids[0] != both.ID || ids[1] != missing.ID || ids[2] != open.ID || ids[3] != foreign.ID {
+	if ids := b.hsm().Keys(); len(ids) != 4 || ids[0] != both.ID || ids[1] != missing.ID || ids[2] != open.ID || ids[3] != foreign.ID {
 		t.Errorf("hsm-b holds %v", ids)
 	}
 
@@ -354,7 +361,10 @@ func (p *picky) refuses(id pluginproto.KeyID) error {
 }
 
 func (p *picky) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	if err := p.refuses(req.Key); err != nil {
+	if req.End {
+		return p.member.CloneStep(ctx, req)
+	}
+	if err := p.refuses(req.Keys[0]); err != nil {
 		return pluginproto.CloneReply{}, err
 	}
 	r, err := p.member.CloneStep(ctx, req)

@@ -14,10 +14,27 @@ import (
 	"kmsd/pluginproto"
 )
 
+// wrapProtocol is how keys go from token to token that derive one domain key: AES key
+// wrap with padding (RFC 5649), in one step.
+const wrapProtocol = "aes-kwp"
+
+func wrapCloning() []pluginproto.CloneProtocol {
+	return []pluginproto.CloneProtocol{{Name: wrapProtocol, Gives: true, Takes: true, Alone: true, Keys: 1}}
+}
+
 // CloneStep implements [pluginproto.Driver]. A clone has one step at each end:
 // the source wraps the key under the domain key, the target unwraps it.
 func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	op := "cloning the key " + req.Key.String()
+	const cloning = "cloning a key"
+	switch {
+	case req.End:
+		return pluginproto.CloneReply{}, nil
+	case req.Protocol != wrapProtocol:
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, cloning, "there is no protocol %q here, only %s", req.Protocol, wrapProtocol)
+	case len(req.Keys) != 1:
+		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, cloning, "%d keys in one transfer, %s carries one", len(req.Keys), wrapProtocol)
+	}
+	op := "cloning the key " + req.Keys[0].String()
 	if req.Step != 0 {
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "there is no step %d, a clone has step 0 at each end", req.Step)
 	}
@@ -44,13 +61,18 @@ func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 	}
 }
 
+// oneKey is a reply about the one key of a transfer.
+func oneKey(done bool, blob []byte, o pluginproto.Object) pluginproto.CloneReply {
+	return pluginproto.CloneReply{Blob: blob, Done: done, Keys: []pluginproto.CloneResult{{Object: &o}}}
+}
+
 // cloneOut wraps a key.
 func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
-	o, err := s.knownKey(req.Key)
+	o, err := s.knownKey(req.Keys[0])
 	if err != nil {
 		return pluginproto.CloneReply{}, err
 	}
-	obj, ok, err := s.object(req.Key, o)
+	obj, ok, err := s.object(req.Keys[0], o)
 	if err != nil {
 		return pluginproto.CloneReply{}, err
 	}
@@ -66,7 +88,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 	if err != nil {
 		return pluginproto.CloneReply{}, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
 	}
-	return pluginproto.CloneReply{Blob: out, Done: true, Object: &obj}, nil
+	return oneKey(true, out, obj), nil
 }
 
 // refusedToWrap says why a key cannot leave its token, where that is the doing of
@@ -128,7 +150,7 @@ func (s *session) cloneIn(op string, req pluginproto.CloneRequest) (out pluginpr
 		if !bytes.Equal(obj.CheckValue, b.object.CheckValue) {
 			return pluginproto.Errorf(pluginproto.ClassMember, op, "the key has another check value on the token than in the session")
 		}
-		out = pluginproto.CloneReply{Done: true, Object: &obj}
+		out = oneKey(true, nil, obj)
 		return nil
 	})
 	return out, err
@@ -148,7 +170,7 @@ func (s *session) cloneProof(op string, req pluginproto.CloneRequest) (out plugi
 		if err := s.destroy(made); err != nil {
 			return err
 		}
-		out = pluginproto.CloneReply{Done: true, Object: &b.object}
+		out = oneKey(true, nil, b.object)
 		return nil
 	})
 	return out, err
@@ -162,7 +184,7 @@ func (s *session) acceptBlob(op string, req pluginproto.CloneRequest) (*blob, er
 		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "reading the blob: %v", err)
 	case b.transfer != req.Transfer:
 		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob belongs to another transfer")
-	case b.object.ID != req.Key:
+	case b.object.ID != req.Keys[0]:
 		return nil, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob holds the key %s", b.object.ID)
 	}
 	return b, nil
@@ -190,7 +212,7 @@ func (s *session) heldAlready(op string, b *blob, o halves) (pluginproto.CloneRe
 			return pluginproto.CloneReply{}, errOther(op)
 		}
 	}
-	return pluginproto.CloneReply{Done: true, Object: &obj}, nil
+	return oneKey(true, nil, obj), nil
 }
 
 func errOther(op string) error {

@@ -118,6 +118,7 @@ func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error)
 	d.settings, d.secrets, d.conn, d.serial = s, sec, c, c.place.info.SerialNumber
 	info := c.tokenInfo()
 	info.Mechanisms = c.mechanisms(d.quirks)
+	info.Cloning = wrapCloning()
 	info.DomainCheck = append([]byte(nil), sec.domain.check...)
 	info.Driver = d.quirks.Driver
 	if d.version != "" {
@@ -125,6 +126,9 @@ func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error)
 	}
 	return info, nil
 }
+
+// Facts implements [pluginproto.Driver].
+func (d *Driver) Facts(context.Context) ([]pluginproto.Fact, error) { return nil, nil }
 
 func (d *Driver) startLanes() {
 	next := 0

@@ -64,7 +64,7 @@ func livePair(ctx context.Context, d *p11.Driver) error {
 	if err != nil {
 		return fmt.Errorf("signing: %w", err)
 	}
-	reply, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: id})
+	reply, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{id}})
 	if err != nil {
 		return fmt.Errorf("cloning out: %w", err)
 	}
@@ -72,7 +72,7 @@ func livePair(ctx context.Context, d *p11.Driver) error {
 		return fmt.Errorf("destroying: %w", err)
 	}
 	// The token it came from does as well as another.
-	if _, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Key: id, Blob: reply.Blob}); err != nil {
+	if _, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneTarget, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{id}, Blob: reply.Blob}); err != nil {
 		return fmt.Errorf("cloning in: %w", err)
 	}
 	if err := d.Destroy(ctx, id); err != nil {

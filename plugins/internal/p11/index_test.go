@@ -23,7 +23,7 @@ func TestAKeyWhosePlaceIsKnownIsNotLookedFor(t *testing.T) {
 		if err := roundTrip(t.Context(), d, id); err != nil {
 			t.Errorf("using %s: %v", name, err)
 		}
-		if _, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: id}); err != nil {
+		if _, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{id}}); err != nil {
 			t.Errorf("cloning %s: %v", name, err)
 		}
 		if _, err := d.Inspect(t.Context(), id); pluginproto.ClassOf(err) != pluginproto.ClassMember {

@@ -121,7 +121,7 @@ func TestEveryCallSurvivesALoss(t *testing.T) {
 			}},
 			{"changing", func() error { return d.SetAttributes(ctx, rsa, pluginproto.Attributes{Label: &label}) }},
 			{"cloning out", func() error {
-				_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Key: rsa})
+				_, err := d.CloneStep(ctx, pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{rsa}})
 				return err
 			}},
 			{"destroying", func() error { return d.Destroy(ctx, doomed[loss.name]) }},

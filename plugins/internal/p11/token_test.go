@@ -202,12 +202,12 @@ func clone(t testing.TB, from, to *p11.Driver, id pluginproto.KeyID) {
 func tryClone(t testing.TB, from, to *p11.Driver, id pluginproto.KeyID) error {
 	t.Helper()
 	transfer := newID()
-	out, err := from.CloneStep(t.Context(), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneSource, Key: id})
+	out, err := from.CloneStep(t.Context(), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneSource, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{id}})
 	if err != nil {
 		return err
 	}
-	in, err := to.CloneStep(t.Context(), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneTarget, Key: id, Blob: out.Blob})
-	if err == nil && (!in.Done || in.Object == nil) {
+	in, err := to.CloneStep(t.Context(), pluginproto.CloneRequest{Transfer: transfer, Role: pluginproto.CloneTarget, Protocol: "aes-kwp", Keys: []pluginproto.KeyID{id}, Blob: out.Blob})
+	if err == nil && (!in.Done || len(in.Keys) != 1) {
 		return errors.New("the target is not done")
 	}
 	return err
