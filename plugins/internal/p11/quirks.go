@@ -40,10 +40,39 @@ type Quirks struct {
 	// device, a round trip under the probe key tells the two apart.
 	GCMTagFault uint
 
+	// ConfDirs maps settings to environment variables as Env does, for a library that
+	// wants the directory of the file. The file's name has to be the one given.
+	ConfDirs map[string]ConfDir
+
+	// Users are the values of the setting user and the CKU that each logs in as. The
+	// empty name is the one without the setting. Nil: there is no such setting, and
+	// CKU_USER logs in.
+	Users map[string]uint
+
+	// VirtualModels are models of slots that stand for several tokens at once. They are
+	// never used.
+	VirtualModels []string
+
+	// Codes are the vendor's own return values. A return value of PKCS#11 may be in it
+	// too, and then counts before the engine's table.
+	Codes map[uint]Code
+
+	// Extend loads what the library has beside PKCS#11. Nil: nothing. Where it is given,
+	// keys are made so that they can never be extracted, and go from token to token by
+	// the extension's protocols alone.
+	Extend func(module string) (Extension, error)
+
+	// OnToken makes keys on the token at once, not as session objects that are copied to
+	// it, for a library that bears that while others work, and does not bear the copy.
+	OnToken bool
+
 	// RawOAEP makes OAEP padding be removed here after a raw RSA decryption, for
 	// a library that supports OAEP with SHA-1 only.
 	RawOAEP bool
 }
+
+// ConfDir is an environment variable that names the directory of a file.
+type ConfDir struct{ Env, File string }
 
 const defaultCopyCheck = time.Second
 
