@@ -25,7 +25,7 @@ var (
 // Every line of the table is there once, and is shown by a test or says why it does not
 // apply.
 func TestLunaTableIsWhole(t *testing.T) {
-	doc, err := os.ReadFile("luna-compatibility.md")
+	doc, err := os.ReadFile("luna.md")
 	if err != nil {
 		t.Fatal(err)
 	}
