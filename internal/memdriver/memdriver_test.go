@@ -157,7 +157,7 @@ func TestScript(t *testing.T) {
 			d := open(t, memdriver.Options{})
 			d.Script(memdriver.Fault{Call: memdriver.CallCloneStep, Delay: time.Hour})
 			start := time.Now()
-			_, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory"})
+			_, err := d.CloneStep(t.Context(), pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: "memory", Keys: []pluginproto.KeyID{{1}}})
 			if pluginproto.ClassOf(err) != pluginproto.ClassNotFound || time.Since(start) != time.Hour {
 				t.Errorf("%v after %v", err, time.Since(start))
 			}
