@@ -16,6 +16,7 @@ func FuzzCommands(f *testing.F) {
 		{Id: 1, Op: driverv1.Op_OP_PROBE},
 		{Id: 2, Op: driverv1.Op_OP_RANDOM, Length: 32, TimeoutUs: -1},
 		{Id: 3, Op: driverv1.Op_OP_ENCRYPT, Key: make([]byte, 16), Mechanism: driverv1.Mechanism_MECHANISM_AES_GCM, Iv: make([]byte, 12)},
+		{Id: 3, Op: driverv1.Op_OP_DECRYPT, Key: make([]byte, 16), Mechanism: driverv1.Mechanism_MECHANISM_AES_GCM, Input: make([]byte, 48), Iv: make([]byte, 16)},
 		{Id: 4, Op: driverv1.Op_OP_DECRYPT, Key: make([]byte, 15), Mechanism: driverv1.Mechanism_MECHANISM_AES_GCM, TimeoutUs: 1 << 62},
 		{Id: 5, Op: -1, Mechanism: 1 << 30, Hash: -7, Length: 1 << 31},
 		{Id: 6, Op: driverv1.Op_OP_SIGN, Key: make([]byte, 16), Mechanism: driverv1.Mechanism_MECHANISM_ECDSA, Hash: driverv1.Hash_HASH_SHA256, Input: make([]byte, 31)},
@@ -46,13 +47,13 @@ func FuzzCommands(f *testing.F) {
 			if len(cmd.Input) > MaxInput || len(cmd.AAD) > MaxAAD || cmd.Length > 0 && cmd.Op == OpRandom && cmd.Length > MaxRandom {
 				t.Errorf("a command over the limits: %+v", cmd)
 			}
-			if cmd.Mech == AESGCM && len(cmd.Items) == 0 && len(cmd.IV) != GCMIVSize {
+			if cmd.Mech == AESGCM && len(cmd.Items) == 0 && !ivFits(cmd.Op, cmd.IV) {
 				t.Errorf("an IV of %d bytes", len(cmd.IV))
 			}
 			input, aad := 0, 0
 			for _, it := range cmd.Items {
 				input, aad = input+len(it.Input), aad+len(it.AAD)
-				if len(it.IV) != GCMIVSize {
+				if !ivFits(cmd.Op, it.IV) {
 					t.Errorf("an item with an IV of %d bytes", len(it.IV))
 				}
 			}
@@ -61,6 +62,11 @@ func FuzzCommands(f *testing.F) {
 			}
 		}
 	})
+}
+
+// ivFits reports whether an IV is one that the contract has for an operation.
+func ivFits(op Op, iv []byte) bool {
+	return len(iv) == GCMIVSize || op == OpDecrypt && len(iv) == GCMLongIVSize
 }
 
 // FuzzResults reads foreign bytes as the core's side does. What comes through is an
@@ -75,12 +81,15 @@ func FuzzResults(f *testing.F) {
 		{op: OpMAC, mech: HMAC, input: 5},
 		{op: OpRandom, length: 16},
 		{op: OpProbe},
+		{op: OpEncrypt, mech: AESGCM, items: []question{{op: OpEncrypt, mech: AESGCM, input: 32}, {op: OpEncrypt, mech: AESGCM, input: 1}}},
 		{op: OpDecrypt, mech: AESGCM, items: []question{{op: OpDecrypt, mech: AESGCM, input: 48}, {op: OpDecrypt, mech: AESGCM, input: 17}}},
 	}
 	for _, m := range []*driverv1.Result{
 		{Id: 1},
 		{Id: 1, Output: make([]byte, 48), Iv: make([]byte, 12)},
 		{Id: 1, Output: make([]byte, 32), Iv: bytes.Repeat([]byte{1}, 12)},
+		{Id: 1, Output: make([]byte, 48), Iv: bytes.Repeat([]byte{1}, 16)},
+		{Id: 1, Items: []*driverv1.ItemResult{{Output: make([]byte, 48), Iv: bytes.Repeat([]byte{1}, 16)}, {Output: make([]byte, 17), Iv: bytes.Repeat([]byte{1}, 16)}}},
 		{Id: 1, Output: make([]byte, 16)},
 		{Id: 1, Failure: &driverv1.Failure{Class: driverv1.Class_CLASS_EXPIRED}},
 		{Id: 1, Failure: &driverv1.Failure{Class: -3, Ckr: 1 << 63, Permanent: true}},
@@ -112,13 +121,20 @@ func FuzzResults(f *testing.F) {
 			t.Errorf("%d answers to %d items", len(r.Items), len(q.items))
 		}
 		for i, it := range r.Items {
-			if it.Err == nil && len(it.Output) != q.items[i].input-GCMTagSize || it.Err != nil && ClassOf(it.Err) != ClassCaller {
+			want := q.items[i].input - GCMTagSize
+			if q.op == OpEncrypt {
+				want = q.items[i].input + GCMTagSize
+			}
+			if it.Err == nil && len(it.Output) != want || it.Err != nil && ClassOf(it.Err) != ClassCaller {
 				t.Errorf("item %d: %d bytes, %v", i, len(it.Output), it.Err)
 			}
 		}
+		if q.items != nil {
+			return
+		}
 		switch q.op {
 		case OpEncrypt:
-			if len(r.Output) != q.input+GCMTagSize || len(r.IV) != GCMIVSize {
+			if len(r.Output) != q.input+GCMTagSize || !GCMIV(len(r.IV)) {
 				t.Errorf("ciphertext of %d bytes, IV of %d", len(r.Output), len(r.IV))
 			}
 		case OpRandom:

@@ -23,6 +23,11 @@ func TestCommandsWithItemsAreChecked(t *testing.T) {
 	beside.Input = []byte("more")
 	noIV := command(seal, gcm, items(2, 32, 0))
 	noIV.Items[1].IV = nil
+	longIV := func(op pluginproto.Op) pluginproto.Command {
+		cmd := command(op, gcm, items(2, 48, 0))
+		cmd.Items[1].IV = make([]byte, pluginproto.GCMLongIVSize)
+		return cmd
+	}
 	for _, c := range []struct {
 		name string
 		cmd  pluginproto.Command
@@ -32,9 +37,11 @@ func TestCommandsWithItemsAreChecked(t *testing.T) {
 		{"items to decrypt", command(open, gcm, items(3, 48, 0)), ""},
 		{"one too many", command(seal, gcm, items(pluginproto.MaxItems+1, 32, 0)), "257 items, at most 256"},
 		{"too many bytes together", command(seal, gcm, items(2, pluginproto.MaxInput/2+1, 0)), "items of 1048578 bytes"},
-		{"too much additional data together", command(seal, gcm, items(2, 32, pluginproto.MaxAAD/2+1)), "65538 of additional data"},
+		{"too much additional data together", command(seal, gcm, items(2, 32, pluginproto.MaxAAD/2+1)), "66562 of additional data"},
 		{"an input beside them", beside, "an input beside the items"},
 		{"an item without an IV", noIV, "IV of 0 bytes"},
+		{"an item to decrypt with a long IV", longIV(open), ""},
+		{"an item to encrypt with a long IV", longIV(seal), "IV of 16 bytes, AES-GCM takes 12"},
 		{"an item shorter than its tag", command(open, gcm, items(1, 15, 0)), "shorter than its tag"},
 		{"a MAC of many", command(pluginproto.OpMAC, pluginproto.HMAC, items(2, 32, 0)), "only AES-GCM takes many items"},
 		{"random bytes of many", command(pluginproto.OpRandom, pluginproto.NoMechanism, items(2, 32, 0)), "only AES-GCM takes many items"},

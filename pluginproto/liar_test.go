@@ -65,6 +65,12 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 	encrypt := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id, Input: make([]byte, 32), IV: make([]byte, 12)}
 	decrypt := encrypt
 	decrypt.Op = pluginproto.OpDecrypt
+	chosen := encrypt
+	chosen.IV = []byte("chosen by me")
+	many := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id, Items: []pluginproto.Item{
+		{Input: make([]byte, 32), IV: chosen.IV}, {Input: make([]byte, 32), IV: []byte("and this too")},
+	}}
+	own := pluginproto.ItemResult{Output: make([]byte, 48), IV: []byte("the token's own!")}
 	mac := pluginproto.Command{Op: pluginproto.OpMAC, Mech: pluginproto.HMAC, Key: id}
 
 	for _, tc := range []struct {
@@ -86,6 +92,10 @@ func TestBadRepliesAreTheMembersFault(t *testing.T) {
 		{"a proof that is not done", liar{reply: pluginproto.CloneReply{Blob: []byte{1}}}, prove, "proved in one step"},
 		{"a ciphertext as long as the plaintext", liar{result: pluginproto.Result{Output: make([]byte, 32), IV: make([]byte, 12)}}, run(encrypt), "encrypting gave 32 bytes"},
 		{"a ciphertext without IV", liar{result: pluginproto.Result{Output: make([]byte, 48)}}, run(encrypt), "IV of 0"},
+		{"a ciphertext with an IV of no known size", liar{result: pluginproto.Result{Output: make([]byte, 48), IV: make([]byte, 13)}}, run(encrypt), "IV of 13"},
+		{"a ciphertext with an IV that is too long", liar{result: pluginproto.Result{Output: make([]byte, 48), IV: make([]byte, 17)}}, run(encrypt), "IV of 17"},
+		{"a ciphertext under an IV of zeros", liar{result: pluginproto.Result{Output: make([]byte, 48), IV: make([]byte, 16)}}, run(chosen), "an IV of zeros"},
+		{"two ciphertexts under one IV", liar{result: pluginproto.Result{Items: []pluginproto.ItemResult{own, own}}}, run(many), "one IV of its own twice"},
 		{"a plaintext that is too long", liar{result: pluginproto.Result{Output: make([]byte, 32)}}, run(decrypt), "decrypting gave 32 bytes"},
 		{"a plaintext under another IV", liar{result: pluginproto.Result{Output: make([]byte, 16), IV: []byte("another one!")}}, run(decrypt), "another IV"},
 		{"a short MAC", liar{result: pluginproto.Result{Output: make([]byte, 8)}}, run(mac), "gave 8 bytes"},

@@ -5,8 +5,9 @@ package pluginproto
 const (
 	// MaxInput is the longest input of one command.
 	MaxInput = 1 << 20
-	// MaxAAD is the longest additional authenticated data of one command.
-	MaxAAD = 64 << 10
+	// MaxAAD is the longest additional authenticated data of one command: 64 KiB of a
+	// caller's, and what kmsd puts before them.
+	MaxAAD = 65 << 10
 	// MaxItems is how many items one command may have.
 	MaxItems = 256
 	// MaxRandom is the most that one OpRandom gives.
