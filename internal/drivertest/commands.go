@@ -48,7 +48,7 @@ func (s *suite) useCipher(t *testing.T, o pluginproto.Object) {
 	text, aad := []byte("32 bytes of somebody's table key"), []byte("context")
 	cmd := encryptCommand(o.ID, text, aad)
 	sealed := do(t, s.a, cmd)
-	if len(sealed.Output) != len(text)+pluginproto.GCMTagSize || len(sealed.IV) != pluginproto.GCMIVSize {
+	if len(sealed.Output) != len(text)+pluginproto.GCMTagSize || !pluginproto.GCMIV(len(sealed.IV)) {
 		t.Fatalf("ciphertext of %d bytes with an IV of %d", len(sealed.Output), len(sealed.IV))
 	}
 	if !bytes.Equal(text, []byte("32 bytes of somebody's table key")) {
@@ -57,6 +57,12 @@ func (s *suite) useCipher(t *testing.T, o pluginproto.Object) {
 	opened := do(t, s.a, decryptOf(cmd, sealed))
 	if !bytes.Equal(opened.Output, text) {
 		t.Errorf("%q came back, want %q", opened.Output, text)
+	}
+	// A token takes the IV that it is given, or says which one of its own it took.
+	if again := do(t, s.a, cmd); bytes.Equal(sealed.IV, cmd.IV) != bytes.Equal(again.Output, sealed.Output) ||
+		bytes.Equal(again.IV, sealed.IV) != bytes.Equal(again.Output, sealed.Output) {
+		t.Errorf("encrypted twice with the IV %x: the first answer was %x with %x, the second %x with %x",
+			cmd.IV, sealed.Output, sealed.IV, again.Output, again.IV)
 	}
 	_, err := s.a.Do(limit(t), pluginproto.Command{Op: pluginproto.OpMAC, Mech: pluginproto.HMAC, Key: o.ID, Input: text})
 	wantClass(t, err, pluginproto.ClassCaller)
@@ -258,8 +264,18 @@ func (s *suite) testGCM(t *testing.T) {
 			wantCKR(t, err, pluginproto.ClassCaller, pluginproto.CKREncryptedDataInvalid)
 		}
 	})
+	t.Run("a long IV is for decrypting only", func(t *testing.T) {
+		bad := cmd
+		bad.IV = make([]byte, pluginproto.GCMLongIVSize)
+		_, err := s.a.Do(limit(t), bad)
+		wantClass(t, err, pluginproto.ClassCaller)
+		bad = good
+		bad.IV = bytes.Repeat([]byte{1}, pluginproto.GCMLongIVSize)
+		_, err = s.a.Do(limit(t), bad) // a proper question, but not its IV
+		wantCKR(t, err, pluginproto.ClassCaller, pluginproto.CKREncryptedDataInvalid)
+	})
 	t.Run("an IV of another size", func(t *testing.T) {
-		for _, n := range []int{0, 1, 11, 13, 16} {
+		for _, n := range []int{0, 1, 11, 13, 15, 17} {
 			for _, bad := range []pluginproto.Command{cmd, good} {
 				bad.IV = make([]byte, n)
 				_, err := s.a.Do(limit(t), bad)

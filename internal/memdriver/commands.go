@@ -2,6 +2,8 @@ package memdriver
 
 import (
 	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/hmac"
 	"crypto/rand"
@@ -27,7 +29,7 @@ func (d *Driver) run(cmd pluginproto.Command) (pluginproto.Result, error) {
 	}
 	switch {
 	case cmd.Mech == pluginproto.AESGCM && k.aead != nil:
-		return cipherAES(k, cmd)
+		return d.cipherAES(k, cmd)
 	case cmd.Mech == pluginproto.HMAC && k.typ == pluginproto.HMACSHA256:
 		return authenticate(k, cmd)
 	case cmd.Mech == pluginproto.ECDSA:
@@ -43,26 +45,44 @@ func (d *Driver) run(cmd pluginproto.Command) (pluginproto.Result, error) {
 		"a key of type %s cannot do that", k.typ)
 }
 
-func cipherAES(k *key, cmd pluginproto.Command) (pluginproto.Result, error) {
+func (d *Driver) cipherAES(k *key, cmd pluginproto.Command) (pluginproto.Result, error) {
 	if len(cmd.Items) > 0 {
 		out := pluginproto.Result{Items: make([]pluginproto.ItemResult, len(cmd.Items))}
 		for i, it := range cmd.Items {
-			res, err := cipherAES(k, pluginproto.Command{Op: cmd.Op, Input: it.Input, IV: it.IV, AAD: it.AAD})
+			res, err := d.cipherAES(k, pluginproto.Command{Op: cmd.Op, Input: it.Input, IV: it.IV, AAD: it.AAD})
 			out.Items[i] = pluginproto.ItemResult{Output: res.Output, IV: res.IV, Err: err}
 		}
 		return out, nil
 	}
-	if cmd.Op == pluginproto.OpEncrypt {
-		return pluginproto.Result{
-			Output: k.aead.Seal(nil, cmd.IV, cmd.Input, cmd.AAD),
-			IV:     append([]byte(nil), cmd.IV...),
-		}, nil
+	iv := append([]byte(nil), cmd.IV...)
+	if cmd.Op == pluginproto.OpEncrypt && d.opts.OwnIV != 0 {
+		iv = make([]byte, d.opts.OwnIV)
+		rand.Read(iv) // never fails
 	}
-	out, err := k.aead.Open(nil, cmd.IV, cmd.Input, cmd.AAD)
+	aead, err := k.gcm(len(iv))
+	if err != nil {
+		return pluginproto.Result{}, refused(pluginproto.CKRGeneralError, "using AES-GCM", err.Error())
+	}
+	if cmd.Op == pluginproto.OpEncrypt {
+		return pluginproto.Result{Output: aead.Seal(nil, iv, cmd.Input, cmd.AAD), IV: iv}, nil
+	}
+	out, err := aead.Open(nil, iv, cmd.Input, cmd.AAD)
 	if err != nil {
 		return pluginproto.Result{}, refused(pluginproto.CKREncryptedDataInvalid, "decrypting", "the ciphertext does not authenticate")
 	}
 	return pluginproto.Result{Output: out}, nil
+}
+
+// gcm returns AES-GCM under the key, for IVs of a size.
+func (k *key) gcm(ivSize int) (cipher.AEAD, error) {
+	if ivSize == k.aead.NonceSize() {
+		return k.aead, nil
+	}
+	block, err := aes.NewCipher(k.secret)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithNonceSize(block, ivSize)
 }
 
 func authenticate(k *key, cmd pluginproto.Command) (pluginproto.Result, error) {

@@ -31,6 +31,9 @@ type Options struct {
 	CloneProtocol string
 	// Facts are what the token has to tell.
 	Facts []pluginproto.Fact
+	// OwnIV makes the token choose the IV of an encryption itself, of so many bytes: 12
+	// or 16. Zero means that it takes the caller's.
+	OwnIV int
 }
 
 // Driver is one driver process on a token. Besides pluginproto.Driver it has what a
