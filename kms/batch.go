@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"kmsd/kms/api"
+	"kmsd/kms/internal/envelope"
 )
 
 const (
@@ -48,7 +49,29 @@ func (k *KMS) Batch(ctx context.Context, op Op, name string, items []Item) ([]Re
 	}
 	work() // here too, so that one item needs no other goroutine
 	helpers.Wait()
+	refuseIVsTwice(results)
 	return results, nil
+}
+
+// refuseIVsTwice takes back every envelope that has the IV of an earlier one of the batch.
+// The earlier one is safe, for nobody gets to see the other.
+func refuseIVsTwice(results []Result) {
+	used := make(map[string]bool, len(results)) // :: IV → whether an envelope has it
+	for i, res := range results {
+		if res.Wrapped == nil {
+			continue
+		}
+		e, err := envelope.Parse(res.Wrapped)
+		if err == nil && used[string(e.IV)] {
+			err = errIVTwice()
+		}
+		if err != nil {
+			clear(res.Plaintext)
+			results[i] = Result{Error: api.AsError(translate("wrapping an item", err))}
+			continue
+		}
+		used[string(e.IV)] = true
+	}
 }
 
 // itemOp returns what a batch does to one item.

@@ -113,21 +113,18 @@ func (k *KMS) wrap(ctx context.Context, key *key, plaintext, aad []byte) (_ []by
 	if err := key.countWrap(); err != nil {
 		return nil, 0, err
 	}
-	e := envelope.Envelope{Header: envelope.Header{Algorithm: key.alg, Identity: key.ids[key.primary]}}
-	if _, err := rand.Read(e.IV[:]); err != nil {
-		return nil, 0, translate(wrappingWith(key), err)
-	}
+	e := envelope.Envelope{Algorithm: key.alg, Identity: key.ids[key.primary]}
 	res, err := k.do(ctx, key, key.primary, pluginproto.Command{
 		Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: e.Identity,
-		Input: plaintext, IV: e.IV[:], AAD: e.AAD(aad),
+		Input: plaintext, IV: newIV(), AAD: e.AAD(aad),
 	})
 	if err == nil {
-		err = checkWrapped(res, e, len(plaintext))
+		err = checkWrapped(res.Output, res.IV, len(plaintext))
 	}
 	if err != nil {
 		return nil, 0, translate(wrappingWith(key), err)
 	}
-	e.Ciphertext = res.Output
+	e.IV, e.Ciphertext = res.IV, res.Output
 	return e.Encode(), key.rec.Versions[key.primary].Number, nil
 }
 
@@ -151,15 +148,33 @@ func checkAAD(aad []byte) error {
 	return nil
 }
 
-// checkWrapped makes sure that an envelope can be made of what a driver answered.
-func checkWrapped(res pluginproto.Result, e envelope.Envelope, plaintext int) error {
-	if len(res.Output) != plaintext+envelope.TagSize {
-		return fmt.Errorf("the driver answered with %d bytes, want %d", len(res.Output), plaintext+envelope.TagSize)
-	}
-	if len(res.IV) != 0 && !bytes.Equal(res.IV, e.IV[:]) {
-		return errors.New("the token used an IV of its own, which is not the one in the authenticated header")
+// newIV draws the IV that a token is asked to encrypt with. One that insists on its own
+// answers with that.
+func newIV() []byte {
+	iv := make([]byte, envelope.IVSize)
+	rand.Read(iv) // never fails
+	return iv
+}
+
+// checkWrapped makes sure that an envelope can be made of what a driver answered. The IV
+// is whichever the token has used.
+func checkWrapped(output, iv []byte, plaintext int) error {
+	const op = "reading the driver's answer"
+	switch {
+	case len(output) != plaintext+envelope.TagSize:
+		return pluginproto.Errorf(pluginproto.ClassMember, op, "the driver answered with %d bytes, want %d", len(output), plaintext+envelope.TagSize)
+	case !pluginproto.GCMIV(len(iv)):
+		return pluginproto.Errorf(pluginproto.ClassMember, op, "the driver answered with an IV of %d bytes, want %d or %d", len(iv), envelope.IVSize, envelope.LongIVSize)
+	case bytes.Equal(iv, make([]byte, len(iv))):
+		return pluginproto.Errorf(pluginproto.ClassMember, op, "the token used an IV of zeros")
 	}
 	return nil
+}
+
+// errIVTwice is what becomes of whatever was encrypted with an IV that something else of
+// the same batch has: two ciphertexts with one IV give away what GCM is there to hide.
+func errIVTwice() error {
+	return pluginproto.Errorf(pluginproto.ClassMember, "comparing the IVs of a batch", "the token used one IV twice; it must not be used for encrypting until its random source is repaired")
 }
 
 func (k *KMS) unwrap(ctx context.Context, key *key, wrapped, aad []byte) (_ []byte, version int, err error) {
@@ -186,15 +201,14 @@ func (k *KMS) unwrap(ctx context.Context, key *key, wrapped, aad []byte) (_ []by
 	}
 	res, err := k.do(ctx, key, i, pluginproto.Command{
 		Op: pluginproto.OpDecrypt, Mech: pluginproto.AESGCM, Key: e.Identity,
-		Input: e.Ciphertext, IV: e.IV[:], AAD: e.AAD(aad),
+		Input: e.Ciphertext, IV: e.IV, AAD: e.AAD(aad),
 	})
 	if err != nil {
 		return nil, 0, translate(doing, err)
 	}
-	if len(res.Output) != len(e.Ciphertext)-envelope.TagSize {
-		n := len(res.Output)
+	if n := len(res.Output); n != e.PlaintextSize() {
 		clear(res.Output)
-		return nil, 0, translate(doing, fmt.Errorf("the driver answered with %d bytes, want %d", n, len(e.Ciphertext)-envelope.TagSize))
+		return nil, 0, translate(doing, fmt.Errorf("the driver answered with %d bytes, want %d", n, e.PlaintextSize()))
 	}
 	return res.Output, key.rec.Versions[i].Number, nil
 }

@@ -138,6 +138,16 @@ func TestSizes(t *testing.T) {
 			t.Errorf("unwrapping %d bytes: %v", c.n, err)
 		}
 	}
+	longest := make([]byte, 64<<10)
+	wrapped, err := r.Wrap(t.Context(), "shop", []byte("x"), longest)
+	if err != nil {
+		t.Fatalf("binding the longest aad: %v", err)
+	}
+	if got, err := r.Unwrap(t.Context(), "shop", wrapped, longest); err != nil || string(got) != "x" {
+		t.Errorf("unwrapping with the longest aad: %q, %v", got, err)
+	}
+	_, err = r.Wrap(t.Context(), "shop", []byte("x"), append(longest, 0))
+	wantError(t, err, kms.ErrTooLarge, "the aad has 65537 bytes")
 }
 
 func TestBatchAnswersInOrder(t *testing.T) {

@@ -152,7 +152,11 @@ func (k *KMS) plaintextOf(ctx context.Context, master *key, p *dataKeyPut, befor
 	}
 	n := p.Bytes
 	if n == 0 && before.Number > 0 && !before.Object {
-		n = len(before.Envelope) - envelope.Overhead
+		e, err := envelope.Parse(before.Envelope)
+		if err != nil {
+			return nil, fmt.Errorf("finding the length of version %d: %w", before.Number, err)
+		}
+		n = e.PlaintextSize()
 	}
 	n = cmp.Or(n, 32)
 	if err := k.checkFormat(p.database, n, false); err != nil {

@@ -215,8 +215,21 @@ func TestDriverThatLies(t *testing.T) {
 	}{
 		{"another identity", liar{object: func(o *pluginproto.Object) { o.ID[0]++ }}, createShop, kms.ErrUnavailable, "the driver answered with another key"},
 		{"no check value", liar{object: func(o *pluginproto.Object) { o.CheckValue = nil }}, createShop, kms.ErrUnavailable, "the driver gave no check value"},
-		{"a ciphertext cut short", liar{result: func(r *pluginproto.Result) { r.Output = r.Output[:3] }}, wrapInShop, kms.ErrInternal, "the driver answered with 3 bytes, want 20"},
-		{"an IV of its own", liar{result: func(r *pluginproto.Result) { r.IV = make([]byte, 12) }}, wrapInShop, kms.ErrInternal, "an IV of its own"},
+		{"a ciphertext cut short", liar{result: func(r *pluginproto.Result) { r.Output = r.Output[:3] }}, wrapInShop, kms.ErrUnavailable, "the driver answered with 3 bytes, want 20"},
+		{"an IV of zeros", liar{result: func(r *pluginproto.Result) { r.IV = make([]byte, 12) }}, wrapInShop, kms.ErrUnavailable, "an IV of zeros"},
+		{"an IV that no envelope can have", liar{result: func(r *pluginproto.Result) { r.IV = make([]byte, 13) }}, wrapInShop, kms.ErrUnavailable, "an IV of 13 bytes, want 12 or 16"},
+		{"no IV", liar{result: func(r *pluginproto.Result) { r.IV = nil }}, wrapInShop, kms.ErrUnavailable, "an IV of 0 bytes"},
+		{"one IV for two items", liar{result: func(r *pluginproto.Result) { r.IV = []byte("the same one") }}, func(r *rig) error {
+			r.create("shop")
+			results, err := r.Batch(r.t.Context(), kms.OpWrap, "shop", []kms.Item{{Plaintext: []byte("first")}, {Plaintext: []byte("second")}})
+			if err != nil {
+				return err
+			}
+			if results[0].Error != nil {
+				r.t.Errorf("the first was refused too: %v", results[0].Error)
+			}
+			return results[1].Error
+		}, kms.ErrUnavailable, "the token used one IV twice"},
 		{"too few random bytes", liar{result: func(r *pluginproto.Result) { r.Output = nil }}, func(r *rig) error {
 			_, err := r.Random(r.t.Context(), "", 8)
 			return err

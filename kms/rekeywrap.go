@@ -1,9 +1,8 @@
 package kms
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 
 	"kmsd/kms/catalog"
@@ -74,7 +73,7 @@ func chunks(records []rewrap, master *key, version int) (all []*chunk) {
 			w.err = err
 			continue
 		}
-		size := max(len(v.Envelope), envelope.HeaderSize+catalog.MaxDataKeyID+catalog.MaxDataKeyID)
+		size := max(len(v.Envelope), envelope.MaxHeader+catalog.MaxDataKeyID+catalog.MaxDataKeyID)
 		c := open[at]
 		if c == nil || len(c.records) == rekeyItems || c.bytes+size > rekeyBytes {
 			c = &chunk{index: at}
@@ -129,7 +128,7 @@ func (r *rekey) unwrapChunk(ctx context.Context, master *key, c *chunk) ([][]byt
 	}
 	for i, w := range c.records {
 		e := &c.sealed[i]
-		cmd.Items[i] = pluginproto.Item{Input: e.Ciphertext, IV: e.IV[:], AAD: e.AAD(w.aad())}
+		cmd.Items[i] = pluginproto.Item{Input: e.Ciphertext, IV: e.IV, AAD: e.AAD(w.aad())}
 	}
 	res, err := r.do(ctx, master, c.index, cmd)
 	if err != nil {
@@ -183,8 +182,8 @@ func (r *rekey) unwrapEach(ctx context.Context, master *key, c *chunk) ([][]byte
 // wrapChunk gives the records that have a plaintext their new envelopes.
 func (r *rekey) wrapChunk(ctx context.Context, master *key, c *chunk, plaintexts [][]byte) error {
 	cmd := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: master.ids[master.primary]}
+	header := envelope.Envelope{Algorithm: master.alg, Identity: cmd.Key}
 	records := make([]*rewrap, 0, len(c.records))
-	sealed := make([]envelope.Envelope, 0, len(c.records)) // its IVs are not moved
 	for i, w := range c.records {
 		if plaintexts[i] == nil {
 			continue
@@ -192,29 +191,40 @@ func (r *rekey) wrapChunk(ctx context.Context, master *key, c *chunk, plaintexts
 		if err := master.countWrap(); err != nil {
 			return err
 		}
-		e := envelope.Envelope{Header: envelope.Header{Algorithm: master.alg, Identity: cmd.Key}}
-		if _, err := rand.Read(e.IV[:]); err != nil {
-			return err
-		}
-		records, sealed = append(records, w), append(sealed, e)
-		cmd.Items = append(cmd.Items, pluginproto.Item{Input: plaintexts[i], IV: sealed[len(sealed)-1].IV[:], AAD: e.AAD(w.aad())})
+		records = append(records, w)
+		cmd.Items = append(cmd.Items, pluginproto.Item{Input: plaintexts[i], IV: newIV(), AAD: header.AAD(w.aad())})
 	}
 	if len(records) == 0 {
 		return nil
 	}
 	res, err := r.do(ctx, master, master.primary, cmd)
+	if err == nil {
+		err = checkWrappedItems(cmd.Items, res.Items)
+	}
 	if err != nil {
 		return translate(wrappingWith(master), err)
 	}
 	for i, w := range records {
-		out := pluginproto.Result{Output: res.Items[i].Output, IV: res.Items[i].IV}
-		if err := errors.Join(res.Items[i].Err, checkWrapped(out, sealed[i], len(cmd.Items[i].Input))); err != nil {
-			return translate(wrappingWith(master), err)
-		}
-		sealed[i].Ciphertext = out.Output
+		e := header
+		e.IV, e.Ciphertext = res.Items[i].IV, res.Items[i].Output
 		v := w.version()
-		v.Envelope, v.Master = sealed[i].Encode(), master.rec.Versions[master.primary].Number
+		v.Envelope, v.Master = e.Encode(), master.rec.Versions[master.primary].Number
 		w.done = true
+	}
+	return nil
+}
+
+// checkWrappedItems makes sure that an envelope can be made of every answer to an item.
+func checkWrappedItems(items []pluginproto.Item, answers []pluginproto.ItemResult) error {
+	used := make(map[string]bool, len(items)) // :: IV → whether something has it
+	for i, a := range answers {
+		if err := cmp.Or(a.Err, checkWrapped(a.Output, a.IV, len(items[i].Input))); err != nil {
+			return err
+		}
+		if used[string(a.IV)] {
+			return errIVTwice()
+		}
+		used[string(a.IV)] = true
 	}
 	return nil
 }

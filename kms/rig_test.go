@@ -28,6 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type hsm struct {
 	name  string
 	token *memdriver.Token
+	ownIV int // bytes of the IVs that the token chooses; 0: it takes those it is given
 
 	mu      sync.Mutex // guards what follows
 	pin     string
@@ -43,7 +44,7 @@ func (h *hsm) open(context.Context) (pluginproto.Driver, error) {
 	if h.absent != nil {
 		return nil, h.absent
 	}
-	h.current = memdriver.New(memdriver.Options{Token: h.token})
+	h.current = memdriver.New(memdriver.Options{Token: h.token, OwnIV: h.ownIV})
 	for _, f := range h.faults {
 		h.current.Script(f)
 	}

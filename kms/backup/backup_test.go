@@ -25,7 +25,7 @@ func identity(n byte) string { return pluginproto.KeyID{n}.String() }
 func check(n byte) []byte { return []byte{n, n, n, n} }
 
 func wrapped(n byte) []byte {
-	e := envelope.Envelope{Header: envelope.Header{Algorithm: envelope.AES256GCM, Identity: pluginproto.KeyID{n}}, Ciphertext: make([]byte, 48)}
+	e := envelope.Envelope{Algorithm: envelope.AES256GCM, Identity: pluginproto.KeyID{n}, IV: make([]byte, envelope.IVSize), Ciphertext: make([]byte, 48)}
 	return e.Encode()
 }
 
