@@ -23,8 +23,12 @@ type Extension interface {
 	Facts(at Place) ([]pluginproto.Fact, error)
 
 	// UID returns what the HSM knows an object by, which outlives cloning; nil when it
-	// does not say.
+	// does not say. It has at most MaxUID bytes.
 	UID(at Place, object pkcs11.ObjectHandle) ([]byte, error)
+
+	// ByUID returns the object on the token that the HSM knows by uid; false when there is
+	// none, or when the HSM cannot look for it so.
+	ByUID(at Place, uid []byte) (object pkcs11.ObjectHandle, found bool, err error)
 
 	// Source and Target begin one end of a transfer, for so many objects. The session is
 	// the transfer's own: nothing else is done in it, and the engine closes it after Close.
@@ -38,13 +42,22 @@ type Place struct {
 	Session pkcs11.SessionHandle
 }
 
+const (
+	// MaxPayload is the most that a step of a Source or a Target may say, in bytes. The
+	// rest of a blob is the engine's.
+	MaxPayload = pluginproto.MaxBlob - 160<<10
+	// MaxUID is the longest name that an HSM has for an object, in bytes.
+	MaxUID = 64
+)
+
 // Source is the end of a transfer that gives secret objects away. Its methods are called
 // one at a time.
 type Source interface {
 	// Step takes what the target has said, nil at first, and returns what to tell it. give
 	// are the objects that the target wants; it is nil before the target has said so, and
 	// all objects where the protocol is done in one step. One that cannot leave the token
-	// is for the protocol to tell the target, so that the others go on.
+	// is for the protocol to tell the target, so that the others go on. After an error
+	// nothing but Close is called.
 	Step(in []byte, give []pkcs11.ObjectHandle) (out []byte, done bool, err error)
 	// Close lets go of what the HSM keeps for the transfer.
 	Close()
@@ -53,7 +66,8 @@ type Source interface {
 // Target is the end that takes them.
 type Target interface {
 	// Step takes what the source has said. With done, received has the object that each of
-	// the source's became, in their order.
+	// the source's became, in their order. After an error nothing but Close is called;
+	// objects that came before it are in received, and the engine destroys them.
 	Step(in []byte) (out []byte, received []Received, done bool, err error)
 	// Close lets go of what the HSM keeps for the transfer; objects that were received stay.
 	Close()
@@ -70,4 +84,10 @@ type Code struct {
 	Class     pluginproto.Class
 	Permanent bool   // trying again does not mend it
 	Hint      string // what to do about it; may be empty
+
+	// Gone says that it may mean that the session, the login or a handle is no more: the
+	// connection is looked at, made anew if it is lost, and the call tried again.
+	Gone bool
+	// Exists says that an object that was to be received is on the token already.
+	Exists bool
 }
