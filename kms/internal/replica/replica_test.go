@@ -30,7 +30,13 @@ func (m *member) hsm() *memdriver.Token        { return m.Driver.Token() }
 
 func newMember(t *testing.T, name string) *member {
 	t.Helper()
-	d := memdriver.New(memdriver.Options{Token: memdriver.NewToken(name)})
+	return newMemberOf(t, name, memdriver.Options{})
+}
+
+func newMemberOf(t *testing.T, name string, opts memdriver.Options) *member {
+	t.Helper()
+	opts.Token = memdriver.NewToken(name)
+	d := memdriver.New(opts)
 	info, err := d.Open(t.Context(), pluginproto.OpenRequest{PIN: []byte(memdriver.PIN), Domain: bytes.Repeat([]byte{7}, 32)})
 	if err != nil {
 		t.Fatal(err)

@@ -7,19 +7,12 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"kmsd/pluginproto"
 )
 
-const (
-	// clonesAtOnce is how many copies are relayed to one member at a time. A token
-	// does one thing at a time, so more only fill the wait between the two ends.
-	clonesAtOnce = 4
-	// enoughRefusals is after how many refusals in a row, with nothing done in between,
-	// the rest is not tried: the token is full, perhaps.
-	enoughRefusals = 16
-)
+// enoughRefusals is after how many refusals in a row, with nothing done in between,
+// the rest is not tried: the token is full, perhaps.
+const enoughRefusals = 16
 
 var errNotTried = errors.New("it was not tried, because the member had refused one after the other")
 
@@ -189,55 +182,6 @@ func (s *Sync) label(ctx context.Context, c Copy) error {
 	s.changed++
 	s.inARow = 0
 	return nil
-}
-
-// cloneAll brings copies over, several at a time.
-func (s *Sync) cloneAll(ctx context.Context, copies []Copy, from Sources) error {
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.SetLimit(clonesAtOnce)
-	for _, c := range copies {
-		if ctx.Err() != nil {
-			break
-		}
-		tasks.Go(func() error { return s.fetch(ctx, c, from) })
-	}
-	return tasks.Wait()
-}
-
-// fetch clones one copy from the first source that has it.
-func (s *Sync) fetch(ctx context.Context, c Copy, from Sources) error {
-	if s.refusesAll() {
-		return s.refuse(ctx, c.ID, fmt.Errorf("cloning %s to member %s: %w", c, s.token.Name(), errNotTried))
-	}
-	object, found, err := Fetch(ctx, s.token, c, from.Of(c), from.Wrong)
-	switch {
-	case errors.Is(err, ErrDifferent) && object.ID == c.ID:
-		// What the target made of it is not what the source gave: left for a person.
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.held[c.ID] = object
-		return nil
-	case err != nil:
-		return s.refuse(ctx, c.ID, err)
-	case !found:
-		return nil
-	}
-	s.mu.Lock()
-	s.held[c.ID] = object
-	s.cloned++
-	s.inARow = 0
-	s.mu.Unlock()
-	s.meter.done()
-	if object.Label != c.Label() {
-		return s.label(ctx, c)
-	}
-	return nil
-}
-
-func (s *Sync) refusesAll() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.inARow >= enoughRefusals
 }
 
 // refuse takes down what could not be done, so that the rest can go on. It returns the
