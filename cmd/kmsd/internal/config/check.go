@@ -210,6 +210,7 @@ func (cfg *Config) checkMembers(c *collector, at string, g Group, opts Options, 
 				c.check(at+".settings.module", "%v", plain(err))
 			}
 		}
+		cfg.checkChrystoki(c, at, m, opts)
 		key := token(m)
 		if other, taken := tokens[key]; taken && len(m.Settings) > 0 {
 			c.check(at+".settings", "the same token as member %s; every member needs its own", other)
@@ -220,7 +221,7 @@ func (cfg *Config) checkMembers(c *collector, at string, g Group, opts Options, 
 
 // token returns what tells a member's token from others.
 func token(m Member) string {
-	return strings.Join([]string{m.Driver, m.Settings["module"], m.Settings["softhsm_conf"], m.Settings["token_label"], m.Settings["token_serial"]}, "\x00")
+	return strings.Join([]string{m.Driver, m.Settings["module"], m.Settings["softhsm_conf"], m.Settings["chrystoki_conf"], m.Settings["token_label"], m.Settings["token_serial"]}, "\x00")
 }
 
 func (cfg *Config) checkDriver(c *collector, at string, m Member, dev bool, sums map[string]string) {

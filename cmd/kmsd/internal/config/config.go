@@ -43,6 +43,8 @@ type Config struct {
 	origins origins
 	faults  Faults   // that [Inspect] has found
 	environ []string // for secrets that are variables
+
+	clientConf string // Chrystoki.conf of Luna members that name none
 }
 
 // TLS names PEM files. They are read again when they change.

@@ -49,6 +49,14 @@ func (cfg *Config) Enlist(_ string, spec api.MemberSpec) (kms.MemberConfig, erro
 	if err := cfg.checkPINFile(m.PIN.File); err != nil {
 		faults = append(faults, err)
 	}
+	if faults == nil { // else the Chrystoki.conf may be one that must not be read
+		found, _ := cfg.review(m) // a file that cannot be read is the driver's to report
+		for _, f := range found {
+			if f.Wrong {
+				fault("settings.%s: %s", f.Setting, f.Text)
+			}
+		}
+	}
 	if faults != nil {
 		return kms.MemberConfig{}, fmt.Errorf("member %s is refused: %s", m.Name, strings.ReplaceAll(errors.Join(faults...).Error(), "\n", "; "))
 	}

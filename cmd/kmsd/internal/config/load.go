@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"kmsd/cmd/kmsd/internal/chrystoki"
 	"kmsd/cmd/kmsd/internal/owned"
 )
 
@@ -32,6 +34,9 @@ type Options struct {
 	// Modules makes a library that a setting names and that is not there a fault. A
 	// server leaves that to its driver, and serves with the other members.
 	Modules bool
+	// ClientConf is the Chrystoki.conf of Luna members that name none. "" means
+	// chrystoki.DefaultPath.
+	ClientConf string
 }
 
 // Variables of the command line client and of kmsd dev. They share the prefix but
@@ -128,7 +133,7 @@ func decode(name string, text []byte, opts Options) (*Config, *collector) {
 	if values == nil && len(c.faults) > 0 {
 		return nil, c
 	}
-	cfg := &Config{environ: slices.Clone(opts.Environ)}
+	cfg := &Config{environ: slices.Clone(opts.Environ), clientConf: cmp.Or(opts.ClientConf, chrystoki.DefaultPath)}
 	k := koanf.New(".")
 	vars := c.variables(opts.Environ, &cfg.Warnings)
 	layers := []koanf.Provider{confmap.Provider(values, ""), vars}
