@@ -14,10 +14,11 @@ import (
 	"kmsd/kms/api"
 )
 
-// checked is what a check has found: faults, or the members.
+// checked is what a check has found: faults, or the members, and warnings with both.
 type checked struct {
-	Faults  config.Faults   `json:"faults"`
-	Members []checkedMember `json:"members"`
+	Faults   config.Faults   `json:"faults"`
+	Warnings []string        `json:"warnings"`
+	Members  []checkedMember `json:"members"`
 }
 
 type checkedMember struct {
@@ -36,13 +37,16 @@ func newCheck(s *session) *cobra.Command {
 		Short: "List every fault of a configuration, with its line",
 		Long: "List every fault of a configuration, with its line. Unless --offline, it also starts every driver\n" +
 			"and logs in as a server would; nothing is written to a token, but a wrong PIN costs one try.\n" +
-			"Without faults it prints the drivers with their SHA-256 and the tokens that were found.",
+			"Without faults it prints the drivers with their SHA-256 and the tokens that were found.\n\n" +
+			"What a Luna client's Chrystoki.conf does to a member is looked at too. Warnings do not change the\n" +
+			"exit code: they are on stderr, and with -o json the list \"warnings\" of the answer.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if path == "" {
 				return errNoConfig()
 			}
-			return s.tellFaults(s.check(cmd, path, offline))
+			out, err := s.check(cmd, path, offline)
+			return s.tellChecked(path, out, err)
 		},
 	}
 	addConfigFlag(cmd, &path)
@@ -51,42 +55,52 @@ func newCheck(s *session) *cobra.Command {
 	return cmd
 }
 
-// tellFaults makes the faults of a configuration the output, for a program. For a
-// person they are an error like any other.
-func (s *session) tellFaults(err error) error {
-	var faults config.Faults
-	if s.output != "json" || !errors.As(err, &faults) {
+// tellChecked prints what a check has found. Faults are a part of that for a program;
+// for a person they are an error like any other.
+func (s *session) tellChecked(path string, out checked, err error) error {
+	if s.output != "json" {
+		for _, w := range out.Warnings {
+			fmt.Fprintln(s.Err, "kmsd: "+clean(w))
+		}
+	}
+	switch {
+	case err == nil:
+		return s.printChecked(out, path)
+	case s.output != "json" || !errors.As(err, &out.Faults):
 		return err
 	}
-	if err := s.printJSON(checked{Faults: faults, Members: []checkedMember{}}); err != nil {
+	out.Members = []checkedMember{}
+	if err := s.printJSON(out); err != nil {
 		return err
 	}
 	return errSilent
 }
 
-func (s *session) check(cmd *cobra.Command, path string, offline bool) error {
+// check looks at a configuration. Its error is of type config.Faults unless it could
+// not look at all.
+func (s *session) check(cmd *cobra.Command, path string, offline bool) (checked, error) {
+	out := checked{Faults: config.Faults{}, Warnings: []string{}}
 	cfg, err := config.Inspect(path, config.Options{Flags: cmd.Flags(), Modules: true})
 	var faults config.Faults
 	if err != nil && (cfg == nil || !errors.As(err, &faults)) {
-		return err
+		return out, err
 	}
-	for _, w := range cfg.Warnings {
-		fmt.Fprintln(s.Err, "kmsd: "+w)
-	}
+	out.Warnings = append(out.Warnings, cfg.Warnings...)
 	tokens := map[string]api.Token{}
 	if !offline {
 		faults = append(faults, memberFaults(cmd.Context(), cfg.Sound(), tokens)...)
 	}
 	if err := cmd.Context().Err(); err != nil {
-		return fmt.Errorf("checking %s: %w", path, err)
+		return out, fmt.Errorf("checking %s: %w", path, err)
 	}
 	here, elsewhere := principalFaults(cfg, faults)
 	faults = append(faults, here...)
 	faults.Sort()
 	if faults = append(faults, elsewhere...); len(faults) > 0 {
-		return faults
+		return out, faults
 	}
-	return s.printChecked(cfg, path, tokens)
+	out.Members, err = checkedMembers(cfg, tokens)
+	return out, err
 }
 
 // principalFaults looks at who may do what. A file that cannot be read at all is a
@@ -136,18 +150,23 @@ func memberFaults(ctx context.Context, cfg *config.Config, tokens map[string]api
 	return faults
 }
 
-func (s *session) printChecked(cfg *config.Config, path string, tokens map[string]api.Token) error {
-	out := checked{Faults: config.Faults{}, Members: []checkedMember{}}
+// checkedMembers lists the members of a sound configuration.
+func checkedMembers(cfg *config.Config, tokens map[string]api.Token) ([]checkedMember, error) {
+	out := []checkedMember{}
 	for _, g := range cfg.Groups {
 		for _, m := range g.Members {
 			program := cfg.DriverPath(m.Driver)
 			sum, err := config.Sum(program)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			out.Members = append(out.Members, checkedMember{g.Name, m.Name, program, sum, tokens[g.Name+"/"+m.Name]})
+			out = append(out, checkedMember{g.Name, m.Name, program, sum, tokens[g.Name+"/"+m.Name]})
 		}
 	}
+	return out, nil
+}
+
+func (s *session) printChecked(out checked, path string) error {
 	return s.print(out, func(w io.Writer) error {
 		t := newTable(w, "group", "member", "token", "serial", "sha256 of its driver", "driver")
 		for _, m := range out.Members {

@@ -12,7 +12,7 @@ import (
 
 func newGroup(s *session) *cobra.Command {
 	return family("group", "Look at groups of HSMs, and bring all their members in step",
-		newGroupList(s), newGroupShow(s), newGroupLog(s), newGroupSync(s), newGroupReinitialize(s), newGroupCheck(s))
+		newGroupList(s), newGroupShow(s), newGroupLog(s), newGroupSync(s), newGroupReinitialize(s), newGroupCheck(s), newGroupImport(s))
 }
 
 func newGroupList(s *session) *cobra.Command {
