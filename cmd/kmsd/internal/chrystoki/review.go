@@ -83,10 +83,10 @@ func (f *File) shared(c Choice) (string, Mark) {
 		groups = "the Luna HA groups " + strings.Join(names, ", ")
 	}
 	if c.Serial == "" {
-		return fmt.Sprintf("there is %s, and two HA implementations must not manage one partition; choose the token by token_serial, "+
+		return fmt.Sprintf("the file has %s, and two HA implementations must not manage one partition; choose the token by token_serial, "+
 			"so that it can be told whether it is a member there, and %s", groups, ownCopy), first
 	}
-	return fmt.Sprintf("there is %s, without partition %s; the driver sees a virtual slot beside the partitions, and has no use for it; %s", groups, c.Serial, ownCopy), first
+	return fmt.Sprintf("the file has %s, without partition %s; the driver sees a virtual slot beside the partitions, and has no use for it; %s", groups, c.Serial, ownCopy), first
 }
 
 // member returns where a group names a member.

@@ -34,8 +34,8 @@ func TestReview(t *testing.T) {
 		{"the partition is a member", reviewed, chrystoki.Choice{Serial: "101"}, "",
 			[]string{`x.conf:4: partition 101 is in the Luna HA group "payments"|two HA implementations must not manage one partition`}},
 		{"the partition is a standby member", reviewed, chrystoki.Choice{Serial: "102"}, "", []string{`x.conf:5: partition 102 is in the Luna HA group "payments"|hagroup removemember`}},
-		{"the partition is another's", reviewed, chrystoki.Choice{Serial: "200"}, "", []string{`x.conf:2: there is the Luna HA group "payments", without partition 200|give kmsd a copy`}},
-		{"which partition it is cannot be told", reviewed, chrystoki.Choice{Label: "hsm-a"}, "", []string{`x.conf:2: there is the Luna HA group "payments"|choose the token by token_serial`}},
+		{"the partition is another's", reviewed, chrystoki.Choice{Serial: "200"}, "", []string{`x.conf:2: the file has the Luna HA group "payments", without partition 200|give kmsd a copy`}},
+		{"which partition it is cannot be told", reviewed, chrystoki.Choice{Label: "hsm-a"}, "", []string{`x.conf:2: the file has the Luna HA group "payments"|choose the token by token_serial`}},
 		{"the serial number of the virtual slot", reviewed + haOnly, chrystoki.Choice{Serial: "1100"}, "token_serial",
 			[]string{`x.conf:3: that is the virtual slot of the Luna HA group "payments"|choose a partition by token_serial; its members are 100, 101, 102`}},
 		{"the label of the virtual slot", reviewed + appID, chrystoki.Choice{Label: "payments"}, "token_label", []string{`x.conf:2: that is the virtual slot of the Luna HA group "payments"|`}},
@@ -43,7 +43,7 @@ func TestReview(t *testing.T) {
 		{"everything", reviewed + haOnly + appID, chrystoki.Choice{Serial: "100"}, "",
 			[]string{"x.conf:7: HAConfiguration.HAOnly|", "x.conf:4: partition 100|", "x.conf:8: Misc.AppIdMajor|"}},
 		{"groups that have no label", "VirtualToken = { VirtualToken03Members = 1; VirtualToken04Members = 2; }", chrystoki.Choice{Serial: "9"}, "",
-			[]string{"x.conf:1: there is the Luna HA groups number 03, number 04|"}},
+			[]string{"x.conf:1: the file has the Luna HA groups number 03, number 04|"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := parse(t, c.text).Review(c.choice)
