@@ -91,7 +91,7 @@ func (s *session) sessionCopy(key pkcs11.ObjectHandle) (pkcs11.ObjectHandle, err
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
 	})
-	if err = fail("copying a key into the session", err); pluginproto.ClassOf(err) == pluginproto.ClassCaller {
+	if err = s.fail("copying a key into the session", err); pluginproto.ClassOf(err) == pluginproto.ClassCaller {
 		return key, nil
 	}
 	return h, err
@@ -102,19 +102,19 @@ func (s *session) signer(id pluginproto.KeyID) (crypto.Signer, error) {
 	const op = "opening a key pair"
 	set := crypto11.NewAttributeSet()
 	if err := set.Set(crypto11.CkaId, id[:]); err != nil {
-		return nil, fail(op, err)
+		return nil, s.fail(op, err)
 	}
 	if err := set.Set(crypto11.CkaToken, true); err != nil {
-		return nil, fail(op, err)
+		return nil, s.fail(op, err)
 	}
 	k, err := s.c.c11.FindKeyPairWithAttributes(set)
 	if err != nil {
-		return nil, fail(op, err)
+		return nil, s.fail(op, err)
 	}
 	if k == nil {
 		// This session saw it a moment ago, so crypto11's have lost their login, or
 		// the pair was removed in between. Both are told apart by trying again.
-		return nil, fail(op, pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID))
+		return nil, s.fail(op, pkcs11.Error(pkcs11.CKR_KEY_HANDLE_INVALID))
 	}
 	return k, nil
 }

@@ -42,7 +42,7 @@ func (s *session) checkSecret(h pkcs11.ObjectHandle, typ pluginproto.KeyType) ([
 		}
 	}
 	if err != nil {
-		return nil, fail(op, err)
+		return nil, s.fail(op, err)
 	}
 	if len(out) < checkValueSize {
 		return nil, pluginproto.Errorf(pluginproto.ClassMember, op, "the token answered %d bytes", len(out))

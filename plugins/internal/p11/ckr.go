@@ -135,10 +135,19 @@ var gone = map[uint]bool{
 // session.
 var errEpoch = errors.New("the connection to the token was made anew")
 
+// meaning says what a return value means: to the vendor, else in PKCS#11.
+func (c Codes) meaning(ckr uint) Code {
+	if code, ok := c[ckr]; ok {
+		return code
+	}
+	hint, permanent := permanentCKR[ckr]
+	return Code{Class: classes[ckr], Permanent: permanent, Hint: hint, Gone: gone[ckr]}
+}
+
 // isGone reports whether err may mean a lost session, login or handle.
-func isGone(err error) bool {
+func (c Codes) isGone(err error) bool {
 	ckr, ok := ckrOf(err)
-	return ok && gone[ckr] || errors.Is(err, errEpoch)
+	return ok && c.meaning(ckr).Gone || errors.Is(err, errEpoch)
 }
 
 // isUnfit reports whether err shows that a session is no use although it lives: one
@@ -169,7 +178,7 @@ func ckrOf(err error) (uint, bool) {
 
 // fail turns what the library or crypto11 answered into an error of the contract.
 // One that is of the contract already passes unchanged.
-func fail(op string, err error) error {
+func (c Codes) fail(op string, err error) error {
 	if e := (*pluginproto.Error)(nil); err == nil || errors.As(err, &e) || errors.Is(err, errEpoch) {
 		return err
 	}
@@ -177,6 +186,8 @@ func fail(op string, err error) error {
 	if !ok {
 		return &pluginproto.Error{Class: pluginproto.ClassUnknown, Op: op, Msg: err.Error()}
 	}
-	msg, permanent := permanentCKR[ckr]
-	return &pluginproto.Error{Class: classes[ckr], CKR: ckr, Op: op, Msg: msg, Permanent: permanent}
+	m := c.meaning(ckr)
+	return &pluginproto.Error{Class: m.Class, CKR: ckr, Op: op, Msg: m.Hint, Permanent: m.Permanent}
 }
+
+func (s *session) fail(op string, err error) error { return s.c.codes.fail(op, err) }

@@ -81,7 +81,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 	}
 	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, append(o.secret, o.private...)[0])
 	if err != nil {
-		return pluginproto.CloneReply{}, refusedToWrap(op, err)
+		return pluginproto.CloneReply{}, s.refusedToWrap(op, err)
 	}
 	b := blob{transfer: req.Transfer, object: obj, wrapped: wrapped}
 	out, err := b.encode(s.d.secrets.domain)
@@ -93,7 +93,7 @@ func (s *session) cloneOut(op string, req pluginproto.CloneRequest) (pluginproto
 
 // refusedToWrap says why a key cannot leave its token, where that is the doing of
 // whoever made it.
-func refusedToWrap(op string, err error) error {
+func (s *session) refusedToWrap(op string, err error) error {
 	ckr, _ := ckrOf(err)
 	e := &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: ckr, Op: op}
 	switch ckr {
@@ -102,7 +102,7 @@ func refusedToWrap(op string, err error) error {
 	case pkcs11.CKR_KEY_NOT_WRAPPABLE:
 		e.Msg = "the token does not let it out under the domain key: its attribute CKA_WRAP_WITH_TRUSTED is true, perhaps"
 	default:
-		return fail(op, err)
+		return s.fail(op, err)
 	}
 	return e
 }
@@ -236,7 +236,7 @@ func (s *session) unwrap(op string, b *blob) (made halves, err error) {
 	h, err := s.c.lib.UnwrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, b.wrapped,
 		template(classAttrs(b.object.Type, k.ckk), common(b.object.ID, b.object.Label, false), secretAttrs(b.object.Type)))
 	if err != nil {
-		return made, fail(op, err)
+		return made, s.fail(op, err)
 	}
 	if b.object.Type.Symmetric() {
 		made.secret = append(made.secret, h)
@@ -301,7 +301,7 @@ func (s *session) importPublic(op string, obj pluginproto.Object, k kind) (pkcs1
 		value = append(value, attr{pkcs11.CKA_EC_PARAMS, k.oid}, attr{pkcs11.CKA_EC_POINT, point})
 	}
 	h, err := s.c.lib.CreateObject(s.h, template(value, common(obj.ID, obj.Label, false), publicAttrs(obj.Type)))
-	return h, fail(op, err)
+	return h, s.fail(op, err)
 }
 
 // lacking returns what of a key is not on the token yet. Half of a pair that is there

@@ -46,7 +46,7 @@ func (d *Driver) Do(ctx context.Context, cmd pluginproto.Command) (pluginproto.R
 			out, err = run(s, cmd)
 			return err
 		})
-		if cmd.Op == pluginproto.OpEncrypt && (err == nil || !isGone(err)) {
+		if cmd.Op == pluginproto.OpEncrypt && (err == nil || !d.quirks.Codes.isGone(err)) {
 			cmd.Wipe()
 		}
 		return out, err
@@ -151,7 +151,7 @@ func isCorrupt(err error) bool {
 func (s *session) gcmOne(k *cachedKey, op pluginproto.Op, it pluginproto.Item) (out, iv []byte, err error) {
 	if op == pluginproto.OpEncrypt {
 		out, iv, err = s.seal(k.use, it.IV, it.AAD, it.Input)
-		return out, iv, fail(opName(op), err)
+		return out, iv, s.fail(opName(op), err)
 	}
 	out, err = s.open(k.use, it.IV, it.AAD, it.Input)
 	if s.ambiguous(err) {
@@ -218,7 +218,7 @@ func (s *session) explainTag(err error) error {
 	ckr, _ := ckrOf(err)
 	certain := errors.As(err, new(errTag)) && slices.Contains(invalidData, ckr)
 	if !certain && (!s.ambiguous(err) || s.roundTrip() != nil) {
-		return fail(op, err)
+		return s.fail(op, err)
 	}
 	return &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: pluginproto.CKREncryptedDataInvalid, Op: op,
 		Msg: "the ciphertext does not authenticate under this key, IV and additional data"}
@@ -231,7 +231,7 @@ func (s *session) explainTag(err error) error {
 // long as one hangs.
 func (d *Driver) probeToken(ctx context.Context) error {
 	_, err := call(ctx, d, d.probe, func(s *session) (struct{}, error) {
-		return struct{}{}, s.read(func() error { return fail(opName(pluginproto.OpProbe), s.roundTrip()) })
+		return struct{}{}, s.read(func() error { return s.fail(opName(pluginproto.OpProbe), s.roundTrip()) })
 	})
 	for _, l := range []*lane{d.fast, d.slow, d.rare} {
 		if err != nil {
@@ -244,6 +244,10 @@ func (d *Driver) probeToken(ctx context.Context) error {
 
 // roundTrip encrypts and decrypts under the probe key.
 func (s *session) roundTrip() error {
+	if s.c.probeKey == 0 {
+		_, err := s.c.lib.GenerateRandom(s.h, 32)
+		return err
+	}
 	var text [32]byte
 	iv := make([]byte, pluginproto.GCMIVSize)
 	_, _ = rand.Read(iv) // never fails
@@ -266,7 +270,7 @@ func (s *session) random(cmd pluginproto.Command) (pluginproto.Result, error) {
 	if err == nil && len(out) != cmd.Length {
 		err = pluginproto.Errorf(pluginproto.ClassMember, opName(cmd.Op), "the token answered %d bytes to %d", len(out), cmd.Length)
 	}
-	return pluginproto.Result{Output: out}, fail(opName(cmd.Op), err)
+	return pluginproto.Result{Output: out}, s.fail(opName(cmd.Op), err)
 }
 
 func (s *session) hmac(cmd pluginproto.Command) (pluginproto.Result, error) {
@@ -276,11 +280,11 @@ func (s *session) hmac(cmd pluginproto.Command) (pluginproto.Result, error) {
 		return pluginproto.Result{}, err
 	}
 	if err := s.c.lib.SignInit(s.h, mechanism(pkcs11.CKM_SHA256_HMAC, nil), k.use); err != nil {
-		return pluginproto.Result{}, fail(op, err)
+		return pluginproto.Result{}, s.fail(op, err)
 	}
 	mac, err := s.c.lib.Sign(s.h, cmd.Input)
 	if err != nil {
-		return pluginproto.Result{}, fail(op, err)
+		return pluginproto.Result{}, s.fail(op, err)
 	}
 	if len(mac) != crypto.SHA256.Size() {
 		return pluginproto.Result{}, pluginproto.Errorf(pluginproto.ClassMember, op, "the token answered %d bytes", len(mac))

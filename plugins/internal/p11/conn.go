@@ -18,14 +18,18 @@ type conn struct {
 	lib   *pkcs11.Ctx
 	c11   *crypto11.Context
 	place place
+	codes Codes
+	user  uint      // the CKU that is logged in
+	ext   Extension // nil where the library has nothing beside PKCS#11
+	info  pluginproto.TokenInfo
 
 	// keeper owns the session objects; it runs no commands of its own.
 	keeper pkcs11.SessionHandle
 	// workers holds one session for each worker, by the worker's number.
 	workers []pkcs11.SessionHandle
 
-	domainKey pkcs11.ObjectHandle // wraps and unwraps clones
-	probeKey  pkcs11.ObjectHandle // AES-256 for probes
+	domainKey pkcs11.ObjectHandle // wraps and unwraps clones; 0 with an extension, whose keys are never wrapped
+	probeKey  pkcs11.ObjectHandle // AES-256 for probes; 0 where whoever is logged in may make no key
 
 	index index // where keys are on the token
 
@@ -50,7 +54,7 @@ func (s *secrets) wipe() {
 const crypto11Sessions = 4
 
 // dial makes a connection: library, token, login, sessions, session objects.
-func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
+func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 	others := s.apart()
 	defer others.end() // may be called twice
 	others.reading()
@@ -58,35 +62,34 @@ func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{lib: lib, keys: map[pluginproto.KeyID]*cachedKey{}}
+	c := &conn{lib: lib, codes: q.Codes, user: s.user, keys: map[pluginproto.KeyID]*cachedKey{}}
 	c.index.forget()
 	defer func() {
 		if err != nil {
 			c.close()
 		}
 	}()
-	if c.place, err = locate(lib, s); err != nil {
+	if q.Extend != nil {
+		if c.ext, err = q.Extend(s.module); err != nil {
+			return nil, c.codes.fail("looking for what the library has beside PKCS#11", err)
+		}
+	}
+	if c.place, err = q.locate(lib, s); err != nil {
 		return nil, err
 	}
-	if err := checkPIN(c.place.info.Flags); err != nil {
+	// The flags are about CKU_USER's PIN and nobody else's.
+	if err := checkPIN(c.place.info.Flags); err != nil && s.user == pkcs11.CKU_USER {
 		return nil, err
 	}
-	slot := int(c.place.slot)
-	c.c11, err = crypto11.Configure(&crypto11.Config{
-		Path:              s.module,
-		SlotNumber:        &slot,
-		MaxSessions:       crypto11Sessions,
-		LoginNotSupported: true, // logged in below
-	})
-	if err != nil {
-		return nil, fail("configuring the token "+s.target(), err)
+	if err := c.configure(s); err != nil {
+		return nil, err
 	}
 	others.writing()
 	if err := c.login(s, sec.pin); err != nil {
 		return nil, err
 	}
 	others.end()
-	for range workers {
+	for range q.workers() {
 		h, err := c.session()
 		if err != nil {
 			return nil, err
@@ -96,8 +99,49 @@ func dial(s settings, sec *secrets, workers int) (_ *conn, err error) {
 	if err := c.makeSessionKeys(sec.domain); err != nil {
 		return nil, err
 	}
-	return c, nil
+	return c, c.describe(q)
 }
+
+// configure lets crypto11 initialise the library.
+func (c *conn) configure(s settings) (err error) {
+	slot := int(c.place.slot)
+	c.c11, err = crypto11.Configure(&crypto11.Config{
+		Path:              s.module,
+		SlotNumber:        &slot,
+		MaxSessions:       crypto11Sessions,
+		LoginNotSupported: true, // logged in by login
+	})
+	if err != nil || c.ext == nil {
+		return c.codes.fail("configuring the token "+s.target(), err)
+	}
+	// crypto11 has opened a session, for nothing but to keep a login alive, as our keeper
+	// does. It goes, because no session may be older than what an extension prepares.
+	if err := c.lib.CloseAllSessions(c.place.slot); err != nil {
+		return c.codes.fail("closing the first session", err)
+	}
+	return c.codes.fail("preparing the library", c.ext.Prepare())
+}
+
+// describe takes down what the token says of itself.
+func (c *conn) describe(q Quirks) error {
+	i := c.place.info
+	c.info = pluginproto.TokenInfo{
+		Label:        i.Label,
+		Serial:       i.SerialNumber,
+		Manufacturer: i.ManufacturerID,
+		Model:        i.Model,
+		Firmware:     fmt.Sprintf("%d.%d", i.FirmwareVersion.Major, i.FirmwareVersion.Minor),
+		Mechanisms:   c.mechanisms(q),
+	}
+	if c.ext == nil {
+		c.info.Cloning = wrapCloning()
+		return nil
+	}
+	return c.codes.fail("asking the token about itself", c.ext.Describe(c.at(c.keeper), &c.info))
+}
+
+// at is where an extension's call in a session goes.
+func (c *conn) at(h pkcs11.SessionHandle) Place { return Place{Slot: c.place.slot, Session: h} }
 
 // login opens the keeper's session and logs the application in. It tries once.
 func (c *conn) login(s settings, pin []byte) (err error) {
@@ -107,26 +151,29 @@ func (c *conn) login(s settings, pin []byte) (err error) {
 	op := "logging in to the token " + s.target()
 	// The string is a view of pin, so that wiping pin wipes it; Login copies it
 	// into C memory for the call alone.
-	err = c.lib.Login(c.keeper, pkcs11.CKU_USER, unsafe.String(unsafe.SliceData(pin), len(pin)))
+	err = c.lib.Login(c.keeper, c.user, unsafe.String(unsafe.SliceData(pin), len(pin)))
 	if errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
 		// The library was initialised a moment ago, so nobody can be logged in;
 		// going on would mean to take any PIN for the right one.
-		e := permanent(op, "somebody is logged in already in this process, so the PIN cannot be checked")
+		e := permanent(op, "somebody is logged in already, in this process or in one that the library takes for the same application, so the PIN cannot be checked")
 		e.CKR = pkcs11.CKR_USER_ALREADY_LOGGED_IN
 		return e
 	}
-	return fail(op, err)
+	return c.codes.fail(op, err)
 }
 
 func (c *conn) session() (pkcs11.SessionHandle, error) {
 	h, err := c.lib.OpenSession(c.place.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-	return h, fail("opening a session", err)
+	return h, c.codes.fail("opening a session", err)
 }
 
-// makeSessionKeys makes the domain key and the probe key.
+// makeSessionKeys makes the domain key and the probe key. There are users that may not
+// make keys, Luna's Crypto User for one; without a probe key a probe draws random bytes.
 func (c *conn) makeSessionKeys(d *domain) (err error) {
-	if c.domainKey, err = d.importKEK(c.lib, c.keeper); err != nil {
-		return err
+	if c.ext == nil {
+		if c.domainKey, err = d.importKEK(c.lib, c.keeper); err != nil {
+			return c.codes.fail("importing the domain key", err)
+		}
 	}
 	c.probeKey, err = c.lib.GenerateKey(c.keeper,
 		[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)},
@@ -139,7 +186,12 @@ func (c *conn) makeSessionKeys(d *domain) (err error) {
 			pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true),
 			pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
 		})
-	return fail("making the probe key", err)
+	err = c.codes.fail("making the probe key", err)
+	if c.user != pkcs11.CKU_USER && pluginproto.ClassOf(err) == pluginproto.ClassCaller {
+		c.probeKey = 0
+		return nil
+	}
+	return err
 }
 
 // alive reports whether every session exists and is logged in and the session
@@ -151,6 +203,9 @@ func (c *conn) alive() bool {
 		}
 	}
 	for _, key := range []pkcs11.ObjectHandle{c.domainKey, c.probeKey} {
+		if key == 0 {
+			continue
+		}
 		if _, err := c.lib.GetAttributeValue(c.keeper, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, nil)}); err != nil {
 			return false
 		}
@@ -161,10 +216,16 @@ func (c *conn) alive() bool {
 // loggedIn returns why a session is not known to be logged in.
 func (c *conn) loggedIn(h pkcs11.SessionHandle) error {
 	info, err := c.lib.GetSessionInfo(h)
-	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
-		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	if err != nil {
+		return err
 	}
-	return err
+	switch {
+	case info.State == pkcs11.CKS_RW_USER_FUNCTIONS:
+	case info.State == pkcs11.CKS_RO_USER_FUNCTIONS && c.user != pkcs11.CKU_USER: // one that may write nothing
+	default:
+		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return nil
 }
 
 // close gives everything back. Errors are of no use to anybody: either the
@@ -180,15 +241,4 @@ func (c *conn) close() {
 		_ = c.c11.Close() // finalises the library
 	}
 	c.lib.Destroy()
-}
-
-func (c *conn) tokenInfo() pluginproto.TokenInfo {
-	i := c.place.info
-	return pluginproto.TokenInfo{
-		Label:        i.Label,
-		Serial:       i.SerialNumber,
-		Manufacturer: i.ManufacturerID,
-		Model:        i.Model,
-		Firmware:     fmt.Sprintf("%d.%d", i.FirmwareVersion.Major, i.FirmwareVersion.Minor),
-	}
 }

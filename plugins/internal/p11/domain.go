@@ -64,7 +64,7 @@ func (d *domain) sum(msg []byte) []byte {
 // importKEK makes the domain key a session object that can wrap and unwrap and do
 // nothing else.
 func (d *domain) importKEK(lib *pkcs11.Ctx, sh pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
-	key, err := lib.CreateObject(sh, []*pkcs11.Attribute{
+	return lib.CreateObject(sh, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
@@ -80,5 +80,4 @@ func (d *domain) importKEK(lib *pkcs11.Ctx, sh pkcs11.SessionHandle) (pkcs11.Obj
 		pkcs11.NewAttribute(pkcs11.CKA_DERIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_VALUE, d.kek),
 	})
-	return key, fail("importing the domain key", err)
 }

@@ -56,10 +56,6 @@ func New(q Quirks, opts Options) *Driver {
 	return &Driver{quirks: q, version: opts.Version, log: log, quit: make(chan struct{})}
 }
 
-// workers is how many sessions there are for work: the lanes', one for probes and
-// one for rare calls.
-func (d *Driver) workers() int { return d.quirks.fastWorkers() + d.quirks.slowWorkers() + 2 }
-
 // Open implements [pluginproto.Driver]. A PIN is tried once.
 func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginproto.TokenInfo, error) {
 	const op = "opening the driver"
@@ -109,16 +105,14 @@ func (d *Driver) Open(ctx context.Context, req pluginproto.OpenRequest) (pluginp
 func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c, err := dial(s, &sec, d.workers())
+	c, err := d.quirks.dial(s, &sec)
 	if err != nil {
 		sec.wipe()
 		d.lost = err
 		return pluginproto.TokenInfo{}, err
 	}
 	d.settings, d.secrets, d.conn, d.serial = s, sec, c, c.place.info.SerialNumber
-	info := c.tokenInfo()
-	info.Mechanisms = c.mechanisms(d.quirks)
-	info.Cloning = wrapCloning()
+	info := c.info
 	info.DomainCheck = append([]byte(nil), sec.domain.check...)
 	info.Driver = d.quirks.Driver
 	if d.version != "" {
@@ -128,7 +122,18 @@ func (d *Driver) connect(s settings, sec secrets) (pluginproto.TokenInfo, error)
 }
 
 // Facts implements [pluginproto.Driver].
-func (d *Driver) Facts(context.Context) ([]pluginproto.Fact, error) { return nil, nil }
+func (d *Driver) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
+	if d.quirks.Extend == nil {
+		return nil, nil
+	}
+	return call(ctx, d, d.rare, func(s *session) (facts []pluginproto.Fact, err error) {
+		err = s.read(func() error {
+			facts, err = s.c.ext.Facts(s.c.at(s.h))
+			return s.fail("asking the token how it is", err)
+		})
+		return facts, err
+	})
+}
 
 func (d *Driver) startLanes() {
 	next := 0
@@ -240,7 +245,7 @@ func attempt[T any](d *Driver, worker int, j *job, f func(*session) (T, error)) 
 		if err == nil {
 			return out, nil
 		}
-		if !isGone(err) {
+		if !d.quirks.Codes.isGone(err) {
 			return zero, err
 		}
 		if !errors.Is(err, errEpoch) { // that one never reached the token
@@ -282,7 +287,7 @@ func (d *Driver) revive(c *conn, found error) error {
 	d.log.Warn("sessions of the token are lost, connecting again", "serial", d.serial)
 	c.close()
 	d.conn = nil
-	next, err := dial(d.settings, &d.secrets, d.workers())
+	next, err := d.quirks.dial(d.settings, &d.secrets)
 	if err == nil && next.place.info.SerialNumber != d.serial {
 		err = permanent("connecting to the token again",
 			"it has the serial number "+next.place.info.SerialNumber+" where it had "+d.serial+": the token was replaced")

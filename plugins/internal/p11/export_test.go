@@ -59,7 +59,7 @@ var (
 )
 
 // Classify returns the contract's error for a return value.
-func Classify(ckr uint) error { return fail("testing", pkcs11.Error(ckr)) }
+func Classify(ckr uint) error { return Codes(nil).fail("testing", pkcs11.Error(ckr)) }
 
 // Domain is the keys of a domain secret.
 type Domain = domain
@@ -92,5 +92,5 @@ func (d *domain) Check() []byte { return d.check }
 
 // ClassifyWrapped is Classify for an error that crypto11 has wrapped.
 func ClassifyWrapped(ckr uint) error {
-	return fail("testing", errors.WithMessage(pkcs11.Error(ckr), "failed to destroy key"))
+	return Codes(nil).fail("testing", errors.WithMessage(pkcs11.Error(ckr), "failed to destroy key"))
 }

@@ -79,7 +79,11 @@ type Received struct {
 	Err    error
 }
 
-// Code is what a vendor's return value means.
+// Codes say what a vendor's own return values mean. A return value of PKCS#11 may be
+// among them, and then counts before the engine's table.
+type Codes map[uint]Code // :: return value → meaning
+
+// Code is what a return value means.
 type Code struct {
 	Class     pluginproto.Class
 	Permanent bool   // trying again does not mend it

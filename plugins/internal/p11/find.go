@@ -33,22 +33,22 @@ func (s *session) findOnce(template ...*pkcs11.Attribute) (_ []pkcs11.ObjectHand
 	const op = "looking for objects"
 	s.job.expect(shortStep)
 	if err := s.c.lib.FindObjectsInit(s.h, template); err != nil {
-		return nil, fail(op, err)
+		return nil, s.fail(op, err)
 	}
 	defer func() {
 		ferr := s.c.lib.FindObjectsFinal(s.h)
 		if err == nil {
-			err = fail(op, ferr)
+			err = s.fail(op, ferr)
 		}
 		if err == nil {
-			err = fail(op, s.c.loggedIn(s.h))
+			err = s.fail(op, s.c.loggedIn(s.h))
 		}
 	}()
 	var all []pkcs11.ObjectHandle
 	for {
 		some, _, err := s.c.lib.FindObjects(s.h, findChunk)
 		if err != nil {
-			return nil, fail(op, err)
+			return nil, s.fail(op, err)
 		}
 		if len(some) == 0 {
 			return all, nil
@@ -183,10 +183,10 @@ func (s *session) measure(h pkcs11.ObjectHandle) (uint, error) {
 	switch ckr, _ := ckrOf(err); {
 	case err == nil && len(wrapped) > 8:
 		return uint(len(wrapped) - 8), nil
-	case err == nil, classes[ckr] == pluginproto.ClassCaller:
+	case err == nil, s.c.codes.meaning(ckr).Class == pluginproto.ClassCaller:
 		return 0, nil
 	default:
-		return 0, fail("measuring a key", err)
+		return 0, s.fail("measuring a key", err)
 	}
 }
 
@@ -229,7 +229,7 @@ func (s *session) attributes(h pkcs11.ObjectHandle, types ...uint) ([][]byte, er
 	}
 	got, err := s.c.lib.GetAttributeValue(s.h, h, template)
 	if err != nil {
-		return nil, fail("reading the attributes of an object", err)
+		return nil, s.fail("reading the attributes of an object", err)
 	}
 	if len(got) != len(types) {
 		return nil, pluginproto.Errorf(pluginproto.ClassMember, "reading the attributes of an object", "asked for %d, got %d", len(types), len(got))

@@ -52,13 +52,13 @@ func (q Quirks) InitToken(in io.Reader, out io.Writer) error {
 	}
 	defer lib.Destroy()
 	if err := lib.Initialize(); err != nil {
-		return fail("initialising the library", err)
+		return q.Codes.fail("initialising the library", err)
 	}
 	defer lib.Finalize() // the process is about to end; nothing depends on it
-	if err := initToken(lib, r); err != nil {
+	if err := q.initToken(lib, r); err != nil {
 		return err
 	}
-	slot, info, err := findLabel(lib, r.settings.label)
+	slot, info, err := q.findLabel(lib, r.settings.label)
 	if err != nil {
 		return err
 	}
@@ -112,15 +112,15 @@ func (q Quirks) readInitRequest(in io.Reader) (initRequest, error) {
 }
 
 // initToken initialises a free slot and sets the user PIN.
-func initToken(lib *pkcs11.Ctx, r initRequest) error {
+func (q Quirks) initToken(lib *pkcs11.Ctx, r initRequest) error {
 	op := fmt.Sprintf("making the token %q", r.settings.label)
-	switch _, _, err := findLabel(lib, r.settings.label); {
+	switch _, _, err := q.findLabel(lib, r.settings.label); {
 	case err == nil:
 		return pluginproto.Errorf(pluginproto.ClassCaller, op, "there is a token with this label already; it is left as it is")
 	case !errors.Is(err, errNoLabel):
 		return err
 	}
-	slot, info, err := freeSlot(lib)
+	slot, info, err := q.freeSlot(lib)
 	if err != nil {
 		return err
 	}
@@ -132,28 +132,28 @@ func initToken(lib *pkcs11.Ctx, r initRequest) error {
 		}
 	}
 	if err := lib.InitToken(slot, r.soPIN, r.settings.label); err != nil {
-		return fail(op, err)
+		return q.Codes.fail(op, err)
 	}
 	sh, err := lib.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	if err != nil {
-		return fail("opening a session on the new token", err)
+		return q.Codes.fail("opening a session on the new token", err)
 	}
 	defer lib.CloseSession(sh)
 	if err := lib.Login(sh, pkcs11.CKU_SO, r.soPIN); err != nil {
-		return fail("logging in as security officer", err)
+		return q.Codes.fail("logging in as security officer", err)
 	}
 	if err := lib.InitPIN(sh, r.pin); err != nil {
-		return fail("setting the user PIN", err)
+		return q.Codes.fail("setting the user PIN", err)
 	}
-	return fail("logging out", lib.Logout(sh))
+	return q.Codes.fail("logging out", lib.Logout(sh))
 }
 
 var errNoLabel = errors.New("there is no token with this label")
 
-func findLabel(lib *pkcs11.Ctx, label string) (uint, pkcs11.TokenInfo, error) {
+func (q Quirks) findLabel(lib *pkcs11.Ctx, label string) (uint, pkcs11.TokenInfo, error) {
 	slots, err := lib.GetSlotList(true)
 	if err != nil {
-		return 0, pkcs11.TokenInfo{}, fail("listing the slots", err)
+		return 0, pkcs11.TokenInfo{}, q.Codes.fail("listing the slots", err)
 	}
 	for _, slot := range slots {
 		info, err := lib.GetTokenInfo(slot)
@@ -164,10 +164,10 @@ func findLabel(lib *pkcs11.Ctx, label string) (uint, pkcs11.TokenInfo, error) {
 	return 0, pkcs11.TokenInfo{}, errNoLabel
 }
 
-func freeSlot(lib *pkcs11.Ctx) (uint, pkcs11.TokenInfo, error) {
+func (q Quirks) freeSlot(lib *pkcs11.Ctx) (uint, pkcs11.TokenInfo, error) {
 	slots, err := lib.GetSlotList(true)
 	if err != nil {
-		return 0, pkcs11.TokenInfo{}, fail("listing the slots", err)
+		return 0, pkcs11.TokenInfo{}, q.Codes.fail("listing the slots", err)
 	}
 	for _, slot := range slots {
 		info, err := lib.GetTokenInfo(slot)

@@ -189,10 +189,10 @@ func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, er
 		}
 		if spec.Type.Symmetric() {
 			made, err = s.generateSecret(spec)
-			return fail(op, err)
+			return s.fail(op, err)
 		}
 		if err := s.generatePair(spec); err != nil {
-			return fail(op, err)
+			return s.fail(op, err)
 		}
 		s.job.expect(shortStep)
 		made, err = s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
@@ -268,7 +268,7 @@ func (s *session) place(id pluginproto.KeyID, made halves) (err error) {
 		for _, h := range *part.from {
 			copied, err := s.c.lib.CopyObject(s.h, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true)})
 			if err != nil {
-				return fail("copying a key to the token", err)
+				return s.fail("copying a key to the token", err)
 			}
 			*part.to = append(*part.to, copied)
 		}
@@ -282,7 +282,7 @@ func (s *session) destroy(o halves) error {
 	var first error
 	for _, h := range o.all() {
 		if err := s.c.lib.DestroyObject(s.h, h); err != nil && first == nil {
-			first = fail("destroying an object", err)
+			first = s.fail("destroying an object", err)
 		}
 	}
 	return first
@@ -312,7 +312,7 @@ func (d *Driver) SetAttributes(ctx context.Context, id pluginproto.KeyID, attrs 
 			set := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_LABEL, []byte(*label))}
 			for _, h := range o.all() {
 				if err := s.c.lib.SetAttributeValue(s.h, h, set); err != nil {
-					return fail(op, err)
+					return s.fail(op, err)
 				}
 			}
 			return nil

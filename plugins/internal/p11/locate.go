@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -35,59 +36,82 @@ func load(s settings) (*pkcs11.Ctx, error) {
 
 // locate initialises the library, finds the one token that the settings mean, and
 // finalises the library again, so that crypto11 can initialise it.
-func locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
+func (q Quirks) locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
 	const op = "looking for the token"
 	switch err := lib.Initialize(); {
 	case err == nil:
 		defer func() {
 			if ferr := lib.Finalize(); err == nil && ferr != nil {
-				err = fail("finalising the library", ferr)
+				err = q.Codes.fail("finalising the library", ferr)
 			}
 		}()
 	case errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)):
 		// Another driver of this process has it open, which only tests do.
 	default:
-		return place{}, fail("initialising the library", err)
+		return place{}, q.Codes.fail("initialising the library", err)
 	}
 
 	slots, err := lib.GetSlotList(true)
 	if err != nil {
-		return place{}, fail("listing the slots", err)
+		return place{}, q.Codes.fail("listing the slots", err)
 	}
-	var found []place
-	var others []string
+	var seen sighting
 	for _, slot := range slots {
 		info, err := lib.GetTokenInfo(slot)
 		if err != nil {
 			// A broken reader in another slot is not our token's trouble.
-			others = append(others, fmt.Sprintf("slot %d: %v", slot, err))
+			seen.others = append(seen.others, fmt.Sprintf("slot %d: %v", slot, err))
 			continue
 		}
+		matches := (s.label == "" || info.Label == s.label) && (s.serial == "" || info.SerialNumber == s.serial)
 		switch {
 		case info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0:
-		case (s.label == "" || info.Label == s.label) && (s.serial == "" || info.SerialNumber == s.serial):
-			found = append(found, place{slot, info})
+		case slices.Contains(q.VirtualModels, info.Model):
+			if matches {
+				seen.virtual = append(seen.virtual, fmt.Sprintf("slot %d, model %s", slot, info.Model))
+			}
+		case matches:
+			seen.found = append(seen.found, place{slot, info})
 		default:
-			others = append(others, fmt.Sprintf("%q (serial %s)", info.Label, info.SerialNumber))
+			seen.others = append(seen.others, fmt.Sprintf("%q (serial %s)", info.Label, info.SerialNumber))
 		}
 	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
+	return seen.choose(op, s)
+}
+
+// sighting is what a look at all slots has shown.
+type sighting struct {
+	found   []place  // that are what the settings mean
+	virtual []string // that would be, but stand for several tokens
+	others  []string
+}
+
+// choose takes the one token that was found, and says what is wrong when there is not one.
+func (g sighting) choose(op string, s settings) (place, error) {
+	switch {
+	case len(g.found) == 1:
+		return g.found[0], nil
+	case len(g.found) == 0 && len(g.virtual) > 0:
+		// The token itself may be off, and have the label of its group; a serial number is
+		// the group's own.
+		e := permanent(op, fmt.Sprintf("the token %s is an HA group that the client library makes up (%s); "+
+			"a member is one physical token: name that one, and let kmsd do the grouping", s.target(), strings.Join(g.virtual, "; ")))
+		e.CKR, e.Permanent = pluginproto.CKRTokenNotPresent, s.serial != ""
+		return place{}, e
+	case len(g.found) == 0:
 		msg := fmt.Sprintf("there is no token %s; check %s and %s", s.target(), settingLabel, settingSerial)
-		if len(others) > 0 {
-			msg += "; present: " + strings.Join(others, ", ")
+		if len(g.others) > 0 {
+			msg += "; present: " + strings.Join(g.others, ", ")
 		}
 		// Not permanent: the library leaves out a token whose HSM is off, and it comes back.
 		return place{}, &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRTokenNotPresent, Op: op, Msg: msg}
 	default:
-		serials := make([]string, len(found))
-		for i, p := range found {
+		serials := make([]string, len(g.found))
+		for i, p := range g.found {
 			serials[i] = p.info.SerialNumber
 		}
 		return place{}, permanent(op, fmt.Sprintf("there are %d tokens %s; choose one by %s: %s",
-			len(found), s.target(), settingSerial, strings.Join(serials, ", ")))
+			len(g.found), s.target(), settingSerial, strings.Join(serials, ", ")))
 	}
 }
 

@@ -52,7 +52,7 @@ func (s *session) sign(k *cachedKey, cmd pluginproto.Command) (pluginproto.Resul
 	}
 	sig, err := k.signer.Sign(rand.Reader, cmd.Input, opts)
 	if err != nil {
-		return pluginproto.Result{}, fail(op, err)
+		return pluginproto.Result{}, s.fail(op, err)
 	}
 	if ec, ok := k.pub.(*ecdsa.PublicKey); ok {
 		if sig, err = flatSignature(ec, sig); err != nil {
@@ -123,7 +123,7 @@ func (s *session) decryptOAEP(k *cachedKey, cmd pluginproto.Command) (pluginprot
 	if s.d.quirks.RawOAEP {
 		block, err := s.rawRSA(k, cmd.Input)
 		if err != nil {
-			return pluginproto.Result{}, fail(op, err)
+			return pluginproto.Result{}, s.fail(op, err)
 		}
 		defer clear(block)
 		out, ok := unpadOAEP(h, block, pub.Size())
@@ -143,7 +143,7 @@ func (s *session) decryptOAEP(k *cachedKey, cmd pluginproto.Command) (pluginprot
 	if ckr, _ := ckrOf(err); ckr == pkcs11.CKR_ENCRYPTED_DATA_INVALID || ckr == pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE {
 		return pluginproto.Result{}, invalid
 	}
-	return pluginproto.Result{}, fail(op, err)
+	return pluginproto.Result{}, s.fail(op, err)
 }
 
 // rawRSA computes the private operation without any padding.
@@ -173,10 +173,10 @@ func (s *session) provePair(private pkcs11.ObjectHandle, typ pluginproto.KeyType
 		mech, data = pkcs11.CKM_RSA_PKCS, append(sha256Info[:len(sha256Info):len(sha256Info)], digest[:]...)
 	}
 	if err := s.c.lib.SignInit(s.h, mechanism(mech, nil), private); err != nil {
-		return false, fail(op, err)
+		return false, s.fail(op, err)
 	}
 	if cmd.Signature, err = s.c.lib.Sign(s.h, data); err != nil {
-		return false, fail(op, err)
+		return false, s.fail(op, err)
 	}
 	return verify(pub, cmd) == nil, nil
 }

@@ -53,9 +53,7 @@ type Quirks struct {
 	// never used.
 	VirtualModels []string
 
-	// Codes are the vendor's own return values. A return value of PKCS#11 may be in it
-	// too, and then counts before the engine's table.
-	Codes map[uint]Code
+	Codes Codes
 
 	// Extend loads what the library has beside PKCS#11. Nil: nothing. Where it is given,
 	// keys are made so that they can never be extracted, and go from token to token by
@@ -78,6 +76,10 @@ const defaultCopyCheck = time.Second
 
 func (q Quirks) fastWorkers() int { return max(q.FastWorkers, 1) }
 func (q Quirks) slowWorkers() int { return max(q.SlowWorkers, 1) }
+
+// workers is how many sessions there are for work: the lanes', one for probes and
+// one for rare calls.
+func (q Quirks) workers() int { return q.fastWorkers() + q.slowWorkers() + 2 }
 
 func (q Quirks) copyCheck() time.Duration {
 	if q.CopyCheck == 0 {

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/miekg/pkcs11"
 
 	"kmsd/pluginproto"
 )
@@ -16,6 +19,7 @@ const (
 	settingModule = "module"
 	settingLabel  = "token_label"
 	settingSerial = "token_serial"
+	settingUser   = "user" // where there is a choice
 )
 
 // settings are a member's settings, checked.
@@ -23,6 +27,7 @@ type settings struct {
 	module string            // path of the library
 	label  string            // CKA_LABEL of the token; "" when chosen by serial alone
 	serial string            // serial number of the token; "" when chosen by label alone
+	user   uint              // the CKU to log in as
 	env    map[string]string // environment variable → value, for the library
 	lock   string            // path of the file that keeps drivers apart while they log in; "" for none
 }
@@ -41,7 +46,10 @@ func (s settings) target() string {
 
 // readSettings checks all settings and reports every fault in one error.
 func (q Quirks) readSettings(in map[string]string) (settings, error) {
-	s := settings{env: map[string]string{}}
+	s := settings{env: map[string]string{}, user: pkcs11.CKU_USER}
+	if cku, ok := q.Users[""]; ok {
+		s.user = cku
+	}
 	var faults []error
 	for _, name := range slices.Sorted(maps.Keys(in)) {
 		value := in[name]
@@ -52,6 +60,13 @@ func (q Quirks) readSettings(in map[string]string) (settings, error) {
 			s.label = value
 		case name == settingSerial:
 			s.serial = value
+		case name == settingUser && q.Users != nil:
+			var err error
+			s.user, err = q.findUser(value)
+			faults = append(faults, err)
+		case q.ConfDirs[name] != ConfDir{}:
+			s.env[q.ConfDirs[name].Env] = filepath.Dir(value)
+			faults = append(faults, checkFile(name, value), checkBase(name, value, q.ConfDirs[name].File))
 		case q.Env[name] != "":
 			s.env[q.Env[name]] = value
 			faults = append(faults, checkFile(name, value))
@@ -82,9 +97,22 @@ func (q Quirks) readSettings(in map[string]string) (settings, error) {
 const maxTokenLabel = 32
 
 func (q Quirks) settingNames() []string {
-	names := append([]string{settingModule, settingLabel, settingSerial}, slices.Collect(maps.Keys(q.Env))...)
+	names := slices.AppendSeq([]string{settingModule, settingLabel, settingSerial}, maps.Keys(q.Env))
+	names = slices.AppendSeq(names, maps.Keys(q.ConfDirs))
+	if q.Users != nil {
+		names = append(names, settingUser)
+	}
 	slices.Sort(names)
 	return names
+}
+
+// findUser returns whom a name logs in.
+func (q Quirks) findUser(name string) (uint, error) {
+	if cku, ok := q.Users[name]; ok && name != "" {
+		return cku, nil
+	}
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(q.Users)), func(n string) bool { return n == "" })
+	return 0, fmt.Errorf("%s: there is no user %q (known: %s)", settingUser, name, strings.Join(names, ", "))
 }
 
 // findModule returns the library to load: the one asked for, or the first of the
@@ -108,6 +136,14 @@ func checkFile(setting, path string) error {
 	}
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s: %s is not a file", setting, path)
+	}
+	return nil
+}
+
+// checkBase makes sure of the name of a file that the library looks for in a directory.
+func checkBase(setting, path, base string) error {
+	if filepath.Base(path) != base {
+		return fmt.Errorf("%s: %s is not named %s, and the library reads no other file", setting, path, base)
 	}
 	return nil
 }
