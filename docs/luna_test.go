@@ -145,7 +145,7 @@ func section(rows []row, name string) []row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.section != name })
 }
 
-// Every behaviour and weakness is there once.
+// Every behaviour and weakness is there once, and says why where there is nothing to show.
 func TestLunaTableIsWhole(t *testing.T) {
 	shown := map[string]bool{}
 	numbers := regexp.MustCompile(`^(W?\d+)( \[old\])?$`)
@@ -158,6 +158,10 @@ func TestLunaTableIsWhole(t *testing.T) {
 			t.Errorf("%s stands there twice", m[1])
 		}
 		shown[m[1]] = true
+		here, proof := r.cells[len(r.cells)-2], r.cells[len(r.cells)-1]
+		if reasoned := strings.HasPrefix(here, "Does not apply") || strings.HasPrefix(here, "Nothing to show"); proof == "n/a" && !reasoned {
+			t.Errorf("%s names no test and no reason", m[1])
+		}
 	}
 	for n := 1; n <= behaviours; n++ {
 		if !shown[fmt.Sprint(n)] {
