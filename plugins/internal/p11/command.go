@@ -163,19 +163,22 @@ func (s *session) gcmOne(k *cachedKey, op pluginproto.Op, it pluginproto.Item) (
 	return out, it.IV, nil
 }
 
+// seal encrypts. used is the IV that the token has taken, which may be another than iv.
 func (s *session) seal(key pkcs11.ObjectHandle, iv, aad, plaintext []byte) (out, used []byte, err error) {
-	p := pkcs11.NewGCMParams(iv, aad, 8*pluginproto.GCMTagSize)
-	defer p.Free()
-	if err := s.c.lib.EncryptInit(s.h, mechanism(pkcs11.CKM_AES_GCM, p), key); err != nil {
+	ivs, err := s.c.ivUse(s.h, key)
+	if err != nil {
 		return nil, nil, err
 	}
-	if out, err = s.c.lib.Encrypt(s.h, plaintext); err != nil {
+	out, param, err := s.c.encryptGCM(s.h, key, ivs.given(iv), aad, plaintext)
+	if err != nil {
 		return nil, nil, err
 	}
-	if len(out) != len(plaintext)+pluginproto.GCMTagSize {
-		return nil, nil, pluginproto.Errorf(pluginproto.ClassMember, "encrypting", "the token answered %d bytes to %d", len(out), len(plaintext))
+	sealed, used, ok := ivs.split(out, param, len(plaintext))
+	if !ok {
+		return nil, nil, pluginproto.Errorf(pluginproto.ClassMember, "encrypting",
+			"the token answered %d bytes to %d, and an IV of %d; at first the IV was %s", len(out), len(plaintext), len(param), ivs)
 	}
-	return out, p.IV(), nil
+	return sealed, used, nil
 }
 
 // errTag wraps what C_Decrypt answered after C_DecryptInit went well.
@@ -185,17 +188,14 @@ func (e errTag) Error() string { return e.err.Error() }
 func (e errTag) Unwrap() error { return e.err }
 
 func (s *session) open(key pkcs11.ObjectHandle, iv, aad, ciphertext []byte) ([]byte, error) {
-	p := pkcs11.NewGCMParams(iv, aad, 8*pluginproto.GCMTagSize)
-	defer p.Free()
-	if err := s.c.lib.DecryptInit(s.h, mechanism(pkcs11.CKM_AES_GCM, p), key); err != nil {
+	out, err := s.c.decryptGCM(s.h, key, iv, aad, ciphertext)
+	if err != nil {
 		return nil, err
 	}
-	out, err := s.c.lib.Decrypt(s.h, ciphertext)
-	if err != nil {
-		return nil, errTag{err}
-	}
 	if len(out) != len(ciphertext)-pluginproto.GCMTagSize {
-		return nil, pluginproto.Errorf(pluginproto.ClassMember, "decrypting", "the token answered %d bytes to %d", len(out), len(ciphertext))
+		n := len(out)
+		clear(out)
+		return nil, pluginproto.Errorf(pluginproto.ClassMember, "decrypting", "the token answered %d bytes to %d", n, len(ciphertext))
 	}
 	return out, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/ThalesIgnite/crypto11"
@@ -13,7 +14,7 @@ import (
 )
 
 // conn is one connection to the token: everything that dies with the sessions.
-// A lost one is replaced whole, never mended. Nothing in it but index and keys changes.
+// A lost one is replaced whole, never mended. Nothing in it but index, ivs and keys changes.
 type conn struct {
 	lib   *pkcs11.Ctx
 	c11   *crypto11.Context
@@ -23,7 +24,8 @@ type conn struct {
 	ext   Extension // nil where the library has nothing beside PKCS#11
 	info  pluginproto.TokenInfo
 
-	// keeper owns the session objects; it runs no commands of its own.
+	// keeper owns the session objects; it runs no commands of its own once the connection
+	// is made.
 	keeper pkcs11.SessionHandle
 	// workers holds one session for each worker, by the worker's number.
 	workers []pkcs11.SessionHandle
@@ -32,6 +34,8 @@ type conn struct {
 	probeKey  pkcs11.ObjectHandle // AES-256 for probes; 0 where whoever is logged in may make no key
 
 	index index // where keys are on the token
+
+	ivs atomic.Pointer[ivUse] // how the token treats the IV of an encryption; nil: not known yet
 
 	mu   sync.Mutex                       // guards keys
 	keys map[pluginproto.KeyID]*cachedKey // :: key identity → handles, valid for this connection only
@@ -98,6 +102,11 @@ func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 	}
 	if err := c.makeSessionKeys(sec.domain); err != nil {
 		return nil, err
+	}
+	if c.probeKey != 0 {
+		if _, err := c.ivUse(c.keeper, c.probeKey); err != nil {
+			return nil, err
+		}
 	}
 	return c, c.describe(q)
 }

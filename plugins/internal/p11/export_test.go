@@ -94,3 +94,15 @@ func (d *domain) Check() []byte { return d.check }
 func ClassifyWrapped(ckr uint) error {
 	return Codes(nil).fail("testing", errors.WithMessage(pkcs11.Error(ckr), "failed to destroy key"))
 }
+
+// IVUse is how a token treats IVs, as it was recognised from an answer.
+type IVUse = ivUse
+
+var RecogniseIV = recognise
+
+// Given and Split are what seal does with it.
+func (u IVUse) Given(iv []byte) []byte { return u.given(iv) }
+
+func (u IVUse) Split(out, param []byte, n int) (sealed, iv []byte, ok bool) {
+	return u.split(out, param, n)
+}
