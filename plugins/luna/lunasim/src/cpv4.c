@@ -1,0 +1,2 @@
+#include "sim.h"
+void forget_tunnels(S h) { (void)h; }
