@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 
 	"filippo.io/age"
@@ -329,9 +330,9 @@ func cannotExport(v export, err error) error {
 }
 
 func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, error) {
-	protocol, ok := aloneProtocol(m.Token(), "")
+	protocol, ok := aloneProtocol(m.Token(), func(p pluginproto.CloneProtocol) bool { return p.Gives })
 	if !ok {
-		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errTokenToToken}
+		return backup.Blob{}, tokenToToken(m)
 	}
 	req := pluginproto.CloneRequest{Role: pluginproto.CloneSource, Protocol: protocol, Keys: []pluginproto.KeyID{v.id}}
 	rand.Read(req.Transfer[:]) // never fails
@@ -340,7 +341,7 @@ func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, err
 	case err != nil:
 		return backup.Blob{}, err
 	case !said.Done || len(said.Keys) != 1 || said.Keys[0].Object == nil:
-		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errTokenToToken}
+		return backup.Blob{}, tokenToToken(m)
 	case said.Keys[0].Object.Type != v.typ || !bytes.Equal(said.Keys[0].Object.CheckValue, v.version.CheckValue):
 		return backup.Blob{}, &group.MemberError{Member: m.Name(), Err: errors.New("it has another key under this identity")}
 	}
@@ -350,13 +351,24 @@ func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, err
 	}, nil
 }
 
-// aloneProtocol returns the protocol whose blobs can be kept, by its name or, without
-// one, the first that a token has; false when there is none.
-func aloneProtocol(t pluginproto.TokenInfo, name string) (string, bool) {
-	for _, p := range t.Cloning {
-		if p.Alone && (p.Name == name || name == "") {
-			return p.Name, true
-		}
+// tokenToToken is the refusal of a member whose keys cannot be put in a file.
+func tokenToToken(m group.Member) error {
+	names := make([]string, 0, len(m.Token().Cloning))
+	for _, p := range m.Token().Cloning {
+		names = append(names, p.Name)
 	}
-	return "", false
+	if len(names) == 0 {
+		return &group.MemberError{Member: m.Name(), Err: fmt.Errorf("%w: it has no cloning protocol", errTokenToToken)}
+	}
+	return &group.MemberError{Member: m.Name(), Err: fmt.Errorf("%w: it clones by %s, which needs both tokens", errTokenToToken, strings.Join(names, ", "))}
+}
+
+// aloneProtocol returns the name of the first protocol of a token that is fit for something
+// and whose blobs can be kept; false when there is none.
+func aloneProtocol(t pluginproto.TokenInfo, fit func(pluginproto.CloneProtocol) bool) (string, bool) {
+	at := slices.IndexFunc(t.Cloning, func(p pluginproto.CloneProtocol) bool { return p.Alone && fit(p) })
+	if at < 0 {
+		return "", false
+	}
+	return t.Cloning[at].Name, true
 }

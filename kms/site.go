@@ -170,7 +170,9 @@ func (t *token) take(ctx context.Context, b backup.Blob, prove bool) error {
 	if err != nil {
 		return err
 	}
-	protocol, ok := aloneProtocol(t.info, b.Protocol)
+	protocol, ok := aloneProtocol(t.info, func(p pluginproto.CloneProtocol) bool {
+		return p.Takes && (p.Name == b.Protocol || b.Protocol == "")
+	})
 	if !ok {
 		return fmt.Errorf("member %s: it does not take keys from a file as key %s is in it (%q)", t.name, id, b.Protocol)
 	}
