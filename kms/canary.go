@@ -27,7 +27,11 @@ const canaryLabel = "kmsd canary"
 func (k *KMS) proveClone(ctx context.Context, g *keyGroup, to group.Member) error {
 	var failures []error
 	for _, from := range g.InStep() {
-		if from.Name() == to.Name() {
+		switch {
+		case from.Name() == to.Name():
+			continue
+		case replica.Together(from, to) == 0:
+			failures = append(failures, replica.NoCommonProtocol(from, to))
 			continue
 		}
 		err := k.sendCanary(ctx, g, from, to)
@@ -115,6 +119,9 @@ func refusedCanary(from, to group.Member, err error) error {
 			Msg: fmt.Sprintf("what it holds is not what was cloned to it, so its token or its driver is broken (%v)", err)}
 	case driver == nil, driver.Class == pluginproto.ClassMember, driver.Class == pluginproto.ClassBusy:
 		return fmt.Errorf("%s: %w", op, err)
+	case driver.Msg != "": // it knows its HSM better than anybody here
+		return &pluginproto.Error{Class: pluginproto.ClassMember, CKR: driver.CKR, Op: op, Permanent: true,
+			Msg: driver.Msg + " (it refuses a clone of a canary key)"}
 	default:
 		return &pluginproto.Error{Class: pluginproto.ClassMember, CKR: driver.CKR, Op: op, Permanent: true,
 			Msg: fmt.Sprintf("it refuses a clone of a canary key (%v): its policies must allow that keys are cloned to it, and it needs room for them", err)}

@@ -25,7 +25,7 @@ func (k *KMS) Check(ctx context.Context, groupName string) (api.GroupCheck, erro
 	}
 	status := k.groupStatus(g)
 	all := slices.Concat(
-		stateFindings(status), tokenFindings(status), holdingFindings(status),
+		stateFindings(status), tokenFindings(status), protocolFindings(g.InStep()), holdingFindings(status),
 		k.copyFindings(g), k.cloneFindings(ctx, g))
 	if err := ctx.Err(); err != nil { // not everybody was asked
 		return api.GroupCheck{}, translate("checking group "+g.name, err)
@@ -91,6 +91,26 @@ func tokenFindings(s api.Group) (all []api.Finding) {
 			if d.is != d.want {
 				all = append(all, warningOf(m.Name, "its %s is %q, that of member %s is %q", d.what, d.is, model.Name, d.want))
 			}
+		}
+	}
+	return all
+}
+
+// protocolFindings says who cannot give keys to whom.
+func protocolFindings(members []group.Member) (all []api.Finding) {
+	for _, to := range members {
+		var not []group.Member
+		for _, from := range members {
+			if from.Name() != to.Name() && replica.Together(from, to) == 0 {
+				not = append(not, from)
+			}
+		}
+		if len(not) > 0 && len(not) == len(members)-1 {
+			all = append(all, faultOf(to.Name(), "no member can give it keys, so it will not hold what is made from now on: %v", replica.NoCommonProtocol(not[0], to)))
+			continue
+		}
+		for _, from := range not {
+			all = append(all, warningOf(to.Name(), "cannot be given keys by member %s, so what only that one holds does not reach it: %v", from.Name(), replica.NoCommonProtocol(from, to)))
 		}
 	}
 	return all
@@ -170,22 +190,26 @@ func (k *KMS) cloneFindings(ctx context.Context, g *keyGroup) []api.Finding {
 }
 
 // exchangeCanaries has every member in step take a canary key from the one before it,
-// so that each is asked for both.
+// so that each is asked for both. Where no protocol leads from one to the next, it is the
+// nearest before it from which one does.
 func (k *KMS) exchangeCanaries(ctx context.Context, g *keyGroup) (all []api.Finding) {
 	members := g.InStep()
 	if len(members) < 2 {
 		return []api.Finding{warningOf("", "%d members are in step, so no key can be cloned", len(members))}
 	}
-	all = make([]api.Finding, 2*len(members)) // by index in members, as a target and as a source
+	all = make([]api.Finding, 2*len(members)) // by index in members: of each one, and of the source that it had
 	results := g.OnEach(ctx, names(members), func(ctx context.Context, to group.Member) error {
 		at := slices.Index(names(members), to.Name())
-		before := (at + len(members) - 1) % len(members)
-		err := k.sendCanary(ctx, g, members[before], to)
+		from := giverBefore(members, at)
+		if from == nil {
+			return nil // which is a finding already
+		}
+		err := k.sendCanary(ctx, g, from, to)
 		if source, ok := errors.AsType[*replica.SourceError](err); ok {
-			all[2*before+1] = faultOf(source.Member, "could not supply a key to another member: %v", source.Err)
+			all[2*at+1] = faultOf(source.Member, "could not supply a key to another member: %v", source.Err)
 			return k.proveClone(ctx, g, to)
 		}
-		return refusedCanary(members[before], to, err)
+		return refusedCanary(from, to, err)
 	})
 	for i, m := range members {
 		if err := results[m.Name()]; err != nil {
@@ -193,6 +217,18 @@ func (k *KMS) exchangeCanaries(ctx context.Context, g *keyGroup) (all []api.Find
 		}
 	}
 	return slices.DeleteFunc(all, func(f api.Finding) bool { return f == api.Finding{} })
+}
+
+// giverBefore returns the nearest member before one, in a circle, that can give keys to it;
+// nil when none can.
+func giverBefore(members []group.Member, at int) group.Member {
+	n := len(members)
+	for i := 1; i < n; i++ {
+		if before := members[(at+n-i)%n]; replica.Together(before, members[at]) > 0 {
+			return before
+		}
+	}
+	return nil
 }
 
 // common returns what is in both lists, in the order of the first.

@@ -12,6 +12,7 @@ import (
 	"kmsd/kms/api"
 	"kmsd/kms/catalog"
 	"kmsd/kms/internal/group"
+	"kmsd/kms/internal/replica"
 	"kmsd/pluginproto"
 )
 
@@ -41,14 +42,15 @@ func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error 
 	if rec.Token != nil && rec.Token.Is(pinOf(MemberConfig{}, m.Token())) && !g.table.swapping(m.Name()) {
 		return nil
 	}
-	for _, other := range g.InStep() {
-		if other.Name() == m.Name() {
-			continue
-		}
+	others := slices.DeleteFunc(g.InStep(), func(other group.Member) bool { return other.Name() == m.Name() })
+	for _, other := range others {
 		if err := compareTokens(m, other); err != nil {
 			return err
 		}
 		k.warnOfDifference(g, m, other)
+	}
+	if err := takesFromSome(m, others); err != nil {
+		return err
 	}
 	if keys, _ := k.ring.count(g.name, ""); keys == 0 && !g.table.swapping(m.Name()) {
 		return nil // a group that is new, on tokens that are new: its first key is the proof
@@ -76,7 +78,43 @@ func compareTokens(m, other group.Member) error {
 		return ownFault(pluginproto.CKROK, op, "it does not offer %s as member %s does: give both the same policies, FIPS mode too, or commands would fail on it",
 			strings.Join(lacks, ", "), other.Name())
 	}
+	if replica.Together(m, other) == 0 && replica.Together(other, m) == 0 {
+		return ownFault(pluginproto.CKROK, op, "%v; and %v: give both firmware and settings with a protocol that they share",
+			replica.NoCommonProtocol(other, m), replica.NoCommonProtocol(m, other))
+	}
 	return nil
+}
+
+// takesFromSome refuses a token that no member in step can give keys to: it would never hold
+// what it should. That it cannot give keys to the others is no reason to do without it.
+func takesFromSome(m group.Member, others []group.Member) error {
+	for _, other := range others {
+		if replica.Together(other, m) > 0 {
+			return nil
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return ownFault(pluginproto.CKROK, "joining the group with member "+m.Name(), "no member can give it keys: %v",
+		replica.NoCommonProtocol(others[0], m))
+}
+
+// oneWay says that keys go from one member to another, and not back; "" when they do both.
+func oneWay(a, b group.Member) string {
+	switch there, back := replica.Together(a, b), replica.Together(b, a); {
+	case there > 0 && back == 0:
+		return oneWayFrom(a, b)
+	case there == 0 && back > 0:
+		return oneWayFrom(b, a)
+	default:
+		return ""
+	}
+}
+
+func oneWayFrom(from, to group.Member) string {
+	return fmt.Sprintf("keys are cloned from member %s to member %s and not back, so what only %s holds cannot be copied to %s (%v)",
+		from.Name(), to.Name(), to.Name(), from.Name(), replica.NoCommonProtocol(to, from))
 }
 
 // lacking names the mechanisms that one token offers and the other, if it says what it
@@ -106,15 +144,20 @@ func (k *KMS) warnOfDifference(g *keyGroup, m, other group.Member) {
 		{"model", mine.Model, theirs.Model},
 		{"driver", mine.Driver, theirs.Driver},
 	} {
-		if d.mine == d.theirs {
-			continue
+		if d.mine != d.theirs {
+			k.warnOf(g, m, fmt.Sprintf("its %s is %s, that of member %s is %s", d.what, d.mine, other.Name(), d.theirs))
 		}
-		state := string(api.MemberSyncing)
-		k.events.publish(api.Event{
-			Type: api.EventMember, Group: g.name, Member: m.Name(), From: state, To: state,
-			Cause: fmt.Sprintf("warning: its %s is %s, that of member %s is %s", d.what, d.mine, other.Name(), d.theirs),
-		})
 	}
+	if text := oneWay(m, other); text != "" {
+		k.warnOf(g, m, text)
+	}
+}
+
+func (k *KMS) warnOf(g *keyGroup, m group.Member, text string) {
+	state := string(api.MemberSyncing)
+	k.events.publish(api.Event{
+		Type: api.EventMember, Group: g.name, Member: m.Name(), From: state, To: state, Cause: "warning: " + text,
+	})
 }
 
 // pin writes down with which token a member is admitted, and what it was added or

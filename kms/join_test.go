@@ -39,6 +39,12 @@ func TestTheJoinCheckNamesTheDifference(t *testing.T) {
 		{"a token that does not say what it offers is taken", func(i *pluginproto.TokenInfo) { i.Mechanisms, i.Model = nil, "memory 3" }, "", "its model is memory 3"},
 		{"another firmware is a warning, for upgrades go member by member", func(i *pluginproto.TokenInfo) { i.Firmware = "1.1" }, "", "its firmware is 1.1, that of member hsm-a is 1.0"},
 		{"another version of the driver is a warning", func(i *pluginproto.TokenInfo) { i.Driver = "memory 1.1" }, "", "its driver is memory 1.1"},
+		{"a token that has no protocol in common is refused", func(i *pluginproto.TokenInfo) { i.Cloning[0].Name = "cpv4" },
+			"hsm-a gives keys away by memory, hsm-x takes them by cpv4; and cloning keys from member hsm-x to member hsm-a: they have no cloning protocol in common: hsm-x gives keys away by cpv4, hsm-a takes them by memory", ""},
+		{"a token that can give keys and not take them is refused", func(i *pluginproto.TokenInfo) { i.Cloning[0].Takes = false },
+			"no member can give it keys: cloning keys from member hsm-a to member hsm-x", ""},
+		{"a token that can take keys and not give them is a warning", func(i *pluginproto.TokenInfo) { i.Cloning[0].Gives = false },
+			"", "keys are cloned from member hsm-a to member hsm-x and not back"},
 		{"another model is a warning", func(i *pluginproto.TokenInfo) { i.Model = "memory 2" }, "", "its model is memory 2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

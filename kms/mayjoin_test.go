@@ -77,7 +77,7 @@ func TestMembersThatMayNotJoin(t *testing.T) {
 		r.spare["hsm-e"].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 99, Err: &pluginproto.Error{
 			Class: pluginproto.ClassCaller, CKR: 0x6A, Op: "unwrapping", Msg: "refused by the policy of the partition"}}}
 		_, err = r.AddMember(ctx, "", r.spec("hsm-e", "hsm-e"))
-		wantError(t, err, api.ErrMemberFailed, "refused by the policy of the partition")
+		wantError(t, err, api.ErrMemberFailed, "member hsm-a: CKR_KEY_UNEXTRACTABLE: refused by the policy of the partition (it refuses a clone of a canary key)")
 
 		r.wantMembers("hsm-a hsm-b")
 		if after := records(t, r.disk); after != before {

@@ -1,0 +1,65 @@
+package kms_test
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"kmsd/kms/api"
+	"kmsd/pluginproto"
+)
+
+// limit has the next drivers of a member say something else of how keys are cloned.
+func limit(r *rig, member int, cloning func([]pluginproto.CloneProtocol)) (on *atomic.Bool) {
+	on = new(atomic.Bool)
+	plain := r.group.Members[member].Open
+	r.group.Members[member].Open = func(ctx context.Context) (pluginproto.Driver, error) {
+		d, err := plain(ctx)
+		if err != nil || !on.Load() {
+			return d, err
+		}
+		return &disguised{d, func(i *pluginproto.TokenInfo) { cloning(i.Cloning) }}, nil
+	}
+	return on
+}
+
+// A member that was admitted once may come back with other firmware.
+func TestCheckSaysWhoCannotGiveKeysToWhom(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		cloning func([]pluginproto.CloneProtocol)
+		member  string
+		fault   bool
+		text    string
+	}{
+		{"a member takes keys and gives none", func(p []pluginproto.CloneProtocol) { p[0].Gives = false },
+			"hsm-b", false, "cannot be given keys by member hsm-c, so what only that one holds does not reach it"},
+		{"a member gives keys and takes none", func(p []pluginproto.CloneProtocol) { p[0].Takes = false },
+			"hsm-c", true, "no member can give it keys, so it will not hold what is made from now on"},
+		{"a member shares no protocol with the others", func(p []pluginproto.CloneProtocol) { p[0].Name = "cpv1" },
+			"hsm-c", true, "hsm-a gives keys away by memory, hsm-c takes them by cpv1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 3)
+				limited := limit(r, 2, c.cloning)
+				r.mustStart()
+				defer r.stop()
+				r.create("shop")
+				limited.Store(true)
+				r.hsms[2].leave()
+				r.wantStates(active, active, down)
+				r.hsms[2].come()
+				r.wantStates(active, active, active)
+				got := r.checkGroup()
+				wantFinding(t, got, c.member, c.fault, c.text)
+				if faults := slices.DeleteFunc(got.Findings, func(f api.Finding) bool { return !f.Fault }); len(faults) > 1 || got.OK == c.fault {
+					t.Errorf("OK is %v, faults %+v", got.OK, faults)
+				}
+				r.wantConsistent()
+			})
+		})
+	}
+}
