@@ -169,7 +169,7 @@ func (s *session) seal(key pkcs11.ObjectHandle, iv, aad, plaintext []byte) (out,
 	if err != nil {
 		return nil, nil, err
 	}
-	out, param, err := s.c.encryptGCM(s.h, key, ivs.given(iv), aad, plaintext)
+	out, param, err := s.c.encryptGCM(s.h, key, ivs.give(iv), aad, plaintext)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -146,7 +146,11 @@ func (c *conn) describe(q Quirks) error {
 		c.info.Cloning = wrapCloning()
 		return nil
 	}
-	return c.codes.fail("asking the token about itself", c.ext.Describe(c.at(c.keeper), &c.info))
+	if err := c.ext.Describe(c.at(c.keeper), &c.info); err != nil {
+		return c.codes.fail("asking the token about itself", err)
+	}
+	c.info.Facts = append(c.info.Facts, c.ivFacts()...)
+	return nil
 }
 
 // at is where an extension's call in a session goes.

@@ -100,8 +100,8 @@ type IVUse = ivUse
 
 var RecogniseIV = recognise
 
-// Given and Split are what seal does with it.
-func (u IVUse) Given(iv []byte) []byte { return u.given(iv) }
+// Give and Split are what seal does with it.
+func (u IVUse) Give(iv []byte) []byte { return u.give(iv) }
 
 func (u IVUse) Split(out, param []byte, n int) (sealed, iv []byte, ok bool) {
 	return u.split(out, param, n)

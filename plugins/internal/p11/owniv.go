@@ -2,6 +2,7 @@ package p11
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -11,12 +12,13 @@ import (
 	"kmsd/pluginproto"
 )
 
-// ivUse is how a token treats the IV of an AES-GCM encryption. The zero value is what
-// PKCS#11 says: it takes the one that it is given. In FIPS mode an HSM has to make its
-// own, and each says in another way which one that was.
+// ivUse is how a token treats the IV of an AES-GCM encryption. PKCS#11 says that it takes
+// the one that it is given. In FIPS mode an HSM has to make its own, and each says in
+// another way which one that was.
 type ivUse struct {
-	// refused says that the token takes no IV, so it is given none.
-	refused bool
+	// given is how many bytes of an IV the token is given: 0 to one that refuses any, and
+	// GCMLongIVSize to one that needs the room for its own.
+	given int
 	// appended is how many bytes of an IV follow the tag. Zero: the IV is in the
 	// parameter of the mechanism, where the token may have written over the one given.
 	appended int
@@ -24,12 +26,15 @@ type ivUse struct {
 	own bool
 }
 
-// given is what a token gets of an IV that the caller has drawn.
-func (u ivUse) given(iv []byte) []byte {
-	if u.refused {
-		return nil
+// give is what a token gets of an IV that the caller has drawn. A longer one ends in
+// zeros, and is as good as the one it begins with.
+func (u ivUse) give(iv []byte) []byte {
+	if u.given == len(iv) {
+		return iv
 	}
-	return iv
+	out := make([]byte, u.given)
+	copy(out, iv)
+	return out
 }
 
 // split takes apart what a token has answered to an encryption of n bytes: the ciphertext
@@ -48,7 +53,7 @@ func (u ivUse) split(out, param []byte, n int) (sealed, iv []byte, ok bool) {
 
 // recognise finds out how a token treats IVs from what it has answered to one.
 func recognise(given, out, param []byte, n int) (u ivUse, ok bool) {
-	u.refused = len(given) == 0
+	u.given = len(given)
 	for _, u.appended = range []int{0, pluginproto.GCMIVSize, pluginproto.GCMLongIVSize} {
 		if _, iv, ok := u.split(out, param, n); ok {
 			u.own = !bytes.Equal(iv, given)
@@ -56,6 +61,15 @@ func recognise(given, out, param []byte, n int) (u ivUse, ok bool) {
 		}
 	}
 	return ivUse{}, false
+}
+
+// ivFacts tells an operator who makes the IVs of AES-GCM, once that is known.
+func (c *conn) ivFacts() []pluginproto.Fact {
+	known := c.ivs.Load()
+	if known == nil {
+		return nil
+	}
+	return []pluginproto.Fact{{Name: "GCM IV", Value: known.String()}}
 }
 
 // String says in status and in messages where the IV comes from.
@@ -86,23 +100,26 @@ func (c *conn) ivUse(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse, er
 }
 
 // learnIVs finds out how the token treats IVs with one encryption. A token that refuses
-// the IV is asked once more, without one.
+// the IV is asked again: without one, and with one that has room for a long one.
 func (c *conn) learnIVs(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse, error) {
-	iv := make([]byte, pluginproto.GCMIVSize)
+	iv := make([]byte, pluginproto.GCMLongIVSize)
 	rand.Read(iv) // never fails
-	use, err := c.tryIV(h, key, iv)
-	if class := pluginproto.ClassOf(err); err == nil || class != pluginproto.ClassCaller && class != pluginproto.ClassUnknown {
-		return use, err // it is known, or the answer is not about what was asked
+	var refusal error
+	for _, n := range []int{pluginproto.GCMIVSize, 0, pluginproto.GCMLongIVSize} {
+		use, err := c.tryIV(h, key, iv[:n])
+		if err == nil {
+			return use, nil
+		}
+		if class := pluginproto.ClassOf(err); class != pluginproto.ClassCaller && class != pluginproto.ClassUnknown {
+			return ivUse{}, err // it is not about what was asked
+		}
+		refusal = cmp.Or(refusal, err)
 	}
-	use, again := c.tryIV(h, key, nil)
-	if again != nil {
-		return ivUse{}, &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKROf(err), Op: opLearn,
-			Msg: fmt.Sprintf("it refuses to encrypt, and without an IV too (%s): the token has to allow AES-GCM", pluginproto.CKRName(pluginproto.CKROf(again)))}
-	}
-	return use, nil
+	return ivUse{}, &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKROf(refusal), Op: opLearn,
+		Msg: "it refuses to encrypt, with an IV and without: the token has to allow AES-GCM"}
 }
 
-// tryIV encrypts once with an IV, or with none, and decrypts with what the answer was
+// tryIV encrypts once with an IV, which may be empty, and decrypts with what the answer was
 // taken for.
 func (c *conn) tryIV(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, given []byte) (ivUse, error) {
 	text, aad := make([]byte, 32), []byte(opLearn)
