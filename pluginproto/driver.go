@@ -201,7 +201,7 @@ type Mechanism uint8
 
 const (
 	NoMechanism Mechanism = iota // random, probe
-	AESGCM                       // IV of 12 bytes, tag of 16
+	AESGCM                       // IV of 12 or 16 bytes, tag of 16
 	RSAPKCS1v15
 	RSAPSS // salt as long as the hash
 	RSAOAEP
@@ -247,7 +247,7 @@ type Command struct {
 	Mech      Mechanism
 	Hash      Hash
 	Input     []byte
-	IV        []byte // AESGCM: 12 bytes that the caller chose, never twice for one key
+	IV        []byte // AESGCM: GCMIVSize bytes that the caller chose, never twice for one key; to decrypt, what was used
 	AAD       []byte
 	Signature []byte
 	Length    int // OpRandom: bytes wanted, 1 to 64 KiB
@@ -276,8 +276,9 @@ type Result struct {
 	// Output is the receiver's, to wipe after use: a driver keeps no reference to it,
 	// and it shares no memory with the command.
 	Output []byte
-	// IV is the one that was used. A token that insists on its own (FIPS) differs
-	// from Command.IV here.
+	// IV is the one that was used to encrypt, of GCMIVSize or GCMLongIVSize bytes. A token
+	// that insists on its own (FIPS) differs from Command.IV here, and in what it answers
+	// to the same command the next time.
 	IV []byte
 	// Items are the answers to Command.Items, in their order.
 	Items []ItemResult
