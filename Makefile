@@ -1,6 +1,6 @@
 # make help lists what there is.
 
-DRIVERS := softhsm
+DRIVERS := softhsm luna
 BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath

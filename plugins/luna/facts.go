@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"kmsd/pluginproto"
+	"kmsd/plugins/internal/p11"
+	"kmsd/plugins/luna/internal/vendor"
+)
+
+// facts returns what does not change while the driver is connected.
+func (p partition) facts(o offer) []pluginproto.Fact {
+	facts := []pluginproto.Fact{p.cloningFact(o)}
+	if value, known := p.hsm[hsmNonFIPS]; known {
+		fips := pluginproto.Fact{Name: "FIPS mode", Value: "on"}
+		if value != 0 {
+			fips.Value = "off"
+		}
+		facts = append(facts, fips)
+	}
+	if len(o.lacking) > 0 {
+		facts = append(facts, pluginproto.Fact{
+			Name:    "lacks",
+			Value:   "the client library lacks what these need: " + strings.Join(o.lacking, "; "),
+			Warning: len(o.protocols) == 0,
+		})
+	}
+	return facts
+}
+
+func (p partition) cloningFact(o offer) pluginproto.Fact {
+	fact := pluginproto.Fact{Name: "cloning"}
+	if len(o.protocols) == 0 {
+		fact.Warning = true
+		fact.Value = "none: "
+		if o.barred != "" {
+			fact.Value += o.barred
+		} else {
+			fact.Value += "the client library has no function for it"
+		}
+		return fact
+	}
+	var names []string
+	for _, c := range o.protocols {
+		switch {
+		case c.Gives && c.Takes:
+			names = append(names, c.Name)
+		case c.Takes:
+			names = append(names, c.Name+" (from older firmware)")
+		}
+	}
+	fact.Value = strings.Join(names, ", ")
+	if p.masks() {
+		return fact
+	}
+	for _, kind := range []struct {
+		policy uint
+		keys   string
+	}{{policyPrivateCloning, "private"}, {policySecretCloning, "secret"}} {
+		if p.policies.off(kind.policy) {
+			fact.Warning = true
+			fact.Value += fmt.Sprintf("; %s keys stay where they are: policy %d is off", kind.keys, kind.policy)
+		}
+	}
+	return fact
+}
+
+// Facts implements [p11.Extension]. It asks the HSM for what changes, two quick calls, and
+// remembers the rest.
+func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
+	facts := append([]pluginproto.Fact(nil), x.stands...)
+	var box uint // where the number is not known the library may do without: it knows the slot
+	if x.box != nil {
+		box = *x.box
+		status, err := x.lib.Status(at.Slot, box)
+		switch {
+		case err == nil:
+			facts = append(facts, x.part.statusFacts(status)...)
+		case !withheld(err):
+			return nil, err
+		}
+	}
+	room, err := x.lib.Storage(at.Slot, box)
+	switch {
+	case err == nil:
+		facts = append(facts, storageFact(room))
+	case !withheld(err):
+		return nil, err
+	}
+	return facts, nil
+}
+
+func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {
+	var facts []pluginproto.Fact
+	if p.policies.on(policyActivation) {
+		activation := pluginproto.Fact{Name: "activation", Value: "activated, and again by itself after a restart"}
+		switch {
+		case !s.Activated:
+			activation.Value, activation.Warning = "not activated: activate the partition (lunacm: role login)", true
+		case p.policies.off(policyAutoActivation):
+			activation.Warning = true
+			activation.Value = "activated, but auto-activation (policy 23) is off: after a restart of the HSM somebody has to activate the partition"
+		}
+		facts = append(facts, activation)
+	}
+	logins := pluginproto.Fact{Name: "failed logins", Value: "none"}
+	if s.OfficerFails+s.UserFails > 0 {
+		logins.Warning = true
+		logins.Value = fmt.Sprintf("%d as Crypto Officer, %d as Crypto User: somebody tries wrong PINs; at the limit the role is locked",
+			s.OfficerFails, s.UserFails)
+	}
+	return append(facts, logins)
+}
+
+// lowStorage is the part of a partition, in percent, below which its room is low.
+const lowStorage = 10
+
+func storageFact(s vendor.Storage) pluginproto.Fact {
+	fact := pluginproto.Fact{Name: "storage", Value: fmt.Sprintf("%d objects, %d of %d bytes free", s.Objects, s.Free, s.Total)}
+	if s.Total > 0 && s.Free < s.Total/100*lowStorage {
+		fact.Warning = true
+		fact.Value += ": destroy what is not needed, or make the partition larger"
+	}
+	return fact
+}
