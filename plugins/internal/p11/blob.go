@@ -53,28 +53,39 @@ type blob struct {
 }
 
 func (b *blob) encode(d *domain) ([]byte, error) {
-	typ, ok := blobTypes[b.object.Type]
-	if !ok || len(b.object.CheckValue) != checkValueSize {
-		return nil, errors.New("the key has no type or no check value that a blob can carry")
-	}
 	out := make([]byte, 0, blobHeader+len(b.object.Label)+len(b.object.Public)+len(b.wrapped)+6+blobMAC)
 	out = append(out, blobMagic...)
 	out = append(out, blobVersion)
 	out = append(out, b.transfer[:]...)
-	out = append(out, b.object.ID[:]...)
-	out = append(out, typ)
-	out = append(out, b.object.CheckValue...)
-	for _, part := range []struct {
-		bytes []byte
-		limit int
-	}{{[]byte(b.object.Label), pluginproto.MaxLabel}, {b.object.Public, maxSPKI}, {b.wrapped, maxWrapped}} {
-		if len(part.bytes) > part.limit {
-			return nil, fmt.Errorf("a part of %d bytes is longer than a blob carries, %d", len(part.bytes), part.limit)
-		}
-		out = binary.BigEndian.AppendUint16(out, uint16(len(part.bytes)))
-		out = append(out, part.bytes...)
+	out, err := appendObject(out, b.object)
+	if err != nil {
+		return nil, err
 	}
+	if len(b.wrapped) > maxWrapped {
+		return nil, fmt.Errorf("a wrapped key of %d bytes is longer than a blob carries, %d", len(b.wrapped), maxWrapped)
+	}
+	out = appendPart(out, b.wrapped)
 	return append(out, d.sum(out)...), nil
+}
+
+// appendObject writes a key's identity, type, check value, label and public half.
+func appendObject(out []byte, o pluginproto.Object) ([]byte, error) {
+	typ, ok := blobTypes[o.Type]
+	if !ok || len(o.CheckValue) != checkValueSize {
+		return nil, errors.New("the key has no type or no check value that a blob can carry")
+	}
+	if len(o.Label) > pluginproto.MaxLabel || len(o.Public) > maxSPKI {
+		return nil, fmt.Errorf("a label of %d or a public half of %d bytes is longer than a blob carries", len(o.Label), len(o.Public))
+	}
+	out = append(out, o.ID[:]...)
+	out = append(out, typ)
+	out = append(out, o.CheckValue...)
+	return appendPart(appendPart(out, []byte(o.Label)), o.Public), nil
+}
+
+// appendPart writes bytes behind their number, which fits in two.
+func appendPart(out, part []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(out, uint16(len(part))), part...)
 }
 
 var errBlob = errors.New("it is damaged, or comes from a token of another domain")
@@ -102,32 +113,44 @@ func parseBlob(body []byte) (*blob, error) {
 	}
 	var b blob
 	copy(b.transfer[:], r.take(16))
-	copy(b.object.ID[:], r.take(16))
-	number := r.take(1)
-	b.object.CheckValue = slices.Clone(r.take(checkValueSize))
-	b.object.Label = string(r.part(pluginproto.MaxLabel))
-	b.object.Public = slices.Clone(r.part(maxSPKI))
+	var err error
+	if b.object, err = r.object(); err != nil {
+		return nil, err
+	}
 	b.wrapped = slices.Clone(r.part(maxWrapped))
 	if r.rest == nil || len(r.rest) != 0 || len(b.wrapped) == 0 {
 		return nil, fmt.Errorf("%w: its lengths do not add up", errBlob)
 	}
+	return &b, nil
+}
+
+// object reads what appendObject wrote.
+func (r *reader) object() (o pluginproto.Object, err error) {
+	copy(o.ID[:], r.take(16))
+	number := r.take(1)
+	o.CheckValue = slices.Clone(r.take(checkValueSize))
+	o.Label = string(r.part(pluginproto.MaxLabel))
+	o.Public = slices.Clone(r.part(maxSPKI))
+	if r.rest == nil {
+		return o, fmt.Errorf("%w: its lengths do not add up", errBlob)
+	}
 	for t, n := range blobTypes {
 		if n == number[0] {
-			b.object.Type = t
+			o.Type = t
 		}
 	}
-	if b.object.Type == "" {
-		return nil, fmt.Errorf("the blob has key type %d, which this driver does not know", number[0])
+	if o.Type == "" {
+		return o, fmt.Errorf("the blob has key type %d, which this driver does not know", number[0])
 	}
-	if b.object.Type.Symmetric() {
-		if len(b.object.Public) != 0 {
-			return nil, fmt.Errorf("%w: it has a public half for a secret key", errBlob)
+	if o.Type.Symmetric() {
+		if len(o.Public) != 0 {
+			return o, fmt.Errorf("%w: it has a public half for a secret key", errBlob)
 		}
-		b.object.Public = nil
-	} else if _, err := parsePublic(b.object.Public, b.object.Type); err != nil {
-		return nil, err
+		o.Public = nil
+		return o, nil
 	}
-	return &b, nil
+	_, err = parsePublic(o.Public, o.Type)
+	return o, err
 }
 
 // reader takes bytes off the front. After a take that is too long, rest is nil

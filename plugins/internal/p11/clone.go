@@ -22,9 +22,18 @@ func wrapCloning() []pluginproto.CloneProtocol {
 	return []pluginproto.CloneProtocol{{Name: wrapProtocol, Gives: true, Takes: true, Alone: true, Keys: 1}}
 }
 
-// CloneStep implements [pluginproto.Driver]. A clone has one step at each end:
-// the source wraps the key under the domain key, the target unwraps it.
+// CloneStep implements [pluginproto.Driver]. Keys go by the protocols of the extension
+// where there is one, else wrapped under the domain key.
 func (d *Driver) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	if d.quirks.Extend != nil {
+		return d.transferStep(ctx, req)
+	}
+	return d.wrapStep(ctx, req)
+}
+
+// wrapStep takes the one step that wrapped clones have at each end: the source wraps the
+// key, the target unwraps it.
+func (d *Driver) wrapStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
 	const cloning = "cloning a key"
 	switch {
 	case req.End:
@@ -121,13 +130,15 @@ func (s *session) cloneIn(op string, req pluginproto.CloneRequest) (out pluginpr
 		if err != nil {
 			return err
 		}
-		if out, err = s.heldAlready(op, b, there); err != nil || out.Done {
+		if there.whole() {
+			obj, err := s.heldAlready(op, b.object, there)
+			out = oneKey(true, nil, obj)
 			return err
 		}
 		if made, err = s.unwrap(op, b); err != nil {
 			return err
 		}
-		if lacking, err = s.lacking(op, b, there, made); err != nil {
+		if lacking, err = s.lacking(op, b.object, there, made); err != nil {
 			_ = s.destroy(made)
 		}
 		return err
@@ -190,29 +201,26 @@ func (s *session) acceptBlob(op string, req pluginproto.CloneRequest) (*blob, er
 	return b, nil
 }
 
-// heldAlready answers for a key that the token holds. One with the same bytes
+// heldAlready answers for a whole key that the token holds. One with the same bytes
 // makes the clone a success; any other is refused and stays as it is.
-func (s *session) heldAlready(op string, b *blob, o halves) (pluginproto.CloneReply, error) {
-	if !o.whole() {
-		return pluginproto.CloneReply{}, nil // nothing, or a half, which lacking looks at
-	}
-	obj, ok, err := s.object(b.object.ID, o)
+func (s *session) heldAlready(op string, want pluginproto.Object, o halves) (pluginproto.Object, error) {
+	obj, ok, err := s.object(want.ID, o)
 	if err != nil {
-		return pluginproto.CloneReply{}, err
+		return pluginproto.Object{}, err
 	}
-	if !ok || obj.Type != b.object.Type || !bytes.Equal(obj.CheckValue, b.object.CheckValue) {
-		return pluginproto.CloneReply{}, errOther(op)
+	if !ok || obj.Type != want.Type || !bytes.Equal(obj.CheckValue, want.CheckValue) {
+		return pluginproto.Object{}, errOther(op)
 	}
 	if !obj.Type.Symmetric() {
 		matches, err := s.provePair(o.private[0], obj.Type, obj.Public)
 		if err != nil {
-			return pluginproto.CloneReply{}, err
+			return pluginproto.Object{}, err
 		}
 		if !matches {
-			return pluginproto.CloneReply{}, errOther(op)
+			return pluginproto.Object{}, errOther(op)
 		}
 	}
-	return oneKey(true, nil, obj), nil
+	return obj, nil
 }
 
 func errOther(op string) error {
@@ -234,7 +242,7 @@ func (s *session) unwrap(op string, b *blob) (made halves, err error) {
 		}
 	}()
 	h, err := s.c.lib.UnwrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, b.wrapped,
-		template(classAttrs(b.object.Type, k.ckk), common(b.object.ID, b.object.Label, false), secretAttrs(b.object.Type)))
+		template(classAttrs(b.object.Type, k.ckk), common(b.object.ID, b.object.Label, false), secretAttrs(b.object.Type, true)))
 	if err != nil {
 		return made, s.fail(op, err)
 	}
@@ -250,7 +258,7 @@ func (s *session) unwrap(op string, b *blob) (made halves, err error) {
 	if !matches {
 		return made, errNotDescribed(op)
 	}
-	public, err := s.importPublic(op, b.object, k)
+	public, err := s.importPublic(op, b.object, k, false)
 	if err != nil {
 		return made, err
 	}
@@ -274,11 +282,11 @@ func (s *session) proveSecret(op string, h pkcs11.ObjectHandle, want pluginproto
 }
 
 func errNotDescribed(op string) error {
-	return pluginproto.Errorf(pluginproto.ClassCaller, op, "the unwrapped key is not the one that the source described")
+	return pluginproto.Errorf(pluginproto.ClassCaller, op, "the key that came is not the one that the source described")
 }
 
-// importPublic makes a session object of a public half.
-func (s *session) importPublic(op string, obj pluginproto.Object, k kind) (pkcs11.ObjectHandle, error) {
+// importPublic makes an object of a public half.
+func (s *session) importPublic(op string, obj pluginproto.Object, k kind, onToken bool) (pkcs11.ObjectHandle, error) {
 	pub, err := parsePublic(obj.Public, obj.Type)
 	if err != nil {
 		return 0, pluginproto.Errorf(pluginproto.ClassCaller, op, "%v", err)
@@ -300,36 +308,49 @@ func (s *session) importPublic(op string, obj pluginproto.Object, k kind) (pkcs1
 		}
 		value = append(value, attr{pkcs11.CKA_EC_PARAMS, k.oid}, attr{pkcs11.CKA_EC_POINT, point})
 	}
-	h, err := s.c.lib.CreateObject(s.h, template(value, common(obj.ID, obj.Label, false), publicAttrs(obj.Type)))
+	h, err := s.c.lib.CreateObject(s.h, template(value, common(obj.ID, obj.Label, onToken), publicAttrs(obj.Type)))
 	return h, s.fail(op, err)
 }
 
-// lacking returns what of a key is not on the token yet. Half of a pair that is there
-// already, from a clone or a generation that was cut short, is completed if it is
-// of the same key, and refused if not.
-func (s *session) lacking(op string, b *blob, there, made halves) (halves, error) {
-	switch n, pair := len(there.all()), !b.object.Type.Symmetric(); {
+// lacking returns what of a key is not on the token yet.
+func (s *session) lacking(op string, want pluginproto.Object, there, made halves) (halves, error) {
+	secret, public, err := s.lacks(op, want, there)
+	out := halves{}
+	if secret {
+		out.secret, out.private = made.secret, made.private
+	}
+	if public {
+		out.public = made.public
+	}
+	return out, err
+}
+
+// lacks reports what of a key is not on the token yet: what is secret of it, and a pair's
+// public half. Half of a pair that is there already, from a clone or a generation that was
+// cut short, is completed if it is of the same key, and refused if not.
+func (s *session) lacks(op string, want pluginproto.Object, there halves) (secret, public bool, err error) {
+	switch n, pair := len(there.all()), !want.Type.Symmetric(); {
 	case n == 0:
-		return made, nil
+		return true, pair, nil
 	case pair && n == 1 && len(there.public) == 1:
 		d, err := s.describePublic(there.public[0])
 		if err != nil {
-			return halves{}, err
+			return false, false, err
 		}
-		if !bytes.Equal(d.spki, b.object.Public) {
-			return halves{}, errOther(op)
+		if !bytes.Equal(d.spki, want.Public) {
+			return false, false, errOther(op)
 		}
-		return halves{private: made.private}, nil
+		return true, false, nil
 	case pair && n == 1 && len(there.private) == 1:
-		matches, err := s.provePair(there.private[0], b.object.Type, b.object.Public)
+		matches, err := s.provePair(there.private[0], want.Type, want.Public)
 		if err != nil {
-			return halves{}, err
+			return false, false, err
 		}
 		if !matches {
-			return halves{}, errOther(op)
+			return false, false, errOther(op)
 		}
-		return halves{public: made.public}, nil
+		return false, true, nil
 	default:
-		return halves{}, errOther(op)
+		return false, false, errOther(op)
 	}
 }

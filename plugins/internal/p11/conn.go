@@ -35,6 +35,8 @@ type conn struct {
 
 	index index // where keys are on the token
 
+	transfers map[transferID]*transfer // that wait for their next step; used by the rare lane's worker alone
+
 	ivs atomic.Pointer[ivUse] // how the token treats the IV of an encryption; nil: not known yet
 
 	mu   sync.Mutex                       // guards keys
@@ -66,7 +68,7 @@ func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{lib: lib, codes: q.Codes, user: s.user, keys: map[pluginproto.KeyID]*cachedKey{}}
+	c := &conn{lib: lib, codes: q.Codes, user: s.user, keys: map[pluginproto.KeyID]*cachedKey{}, transfers: map[transferID]*transfer{}}
 	c.index.forget()
 	defer func() {
 		if err != nil {
@@ -241,9 +243,13 @@ func (c *conn) loggedIn(h pkcs11.SessionHandle) error {
 	return nil
 }
 
+// extractable reports whether keys are made so that they can be wrapped.
+func (c *conn) extractable() bool { return c.ext == nil }
+
 // close gives everything back. Errors are of no use to anybody: either the
 // connection is dead already or the process is about to end.
 func (c *conn) close() {
+	c.endTransfers(0)
 	for _, h := range c.workers {
 		_ = c.lib.CloseSession(h)
 	}

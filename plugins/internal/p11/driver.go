@@ -29,6 +29,7 @@ type Driver struct {
 
 	fast, slow, probe, rare *lane
 	quit                    chan struct{}  // closed by Close
+	idle                    time.Duration  // how long a transfer waits for its next step
 	wg                      sync.WaitGroup // workers, and Open while it runs
 
 	life           sync.Mutex // guards opened and closed
@@ -53,7 +54,7 @@ func New(q Quirks, opts Options) *Driver {
 	if log == nil {
 		log = hclog.NewNullLogger()
 	}
-	return &Driver{quirks: q, version: opts.Version, log: log, quit: make(chan struct{})}
+	return &Driver{quirks: q, version: opts.Version, log: log, quit: make(chan struct{}), idle: idleTransfer}
 }
 
 // Open implements [pluginproto.Driver]. A PIN is tried once.
@@ -147,6 +148,9 @@ func (d *Driver) startLanes() {
 	d.slow = lane(d.quirks.slowWorkers())
 	d.probe = lane(1)
 	d.rare = lane(1)
+	if d.quirks.Extend != nil {
+		d.wg.Go(d.sweepTransfers)
+	}
 }
 
 // closeGrace is how long Close waits for calls that are inside the library.

@@ -8,9 +8,9 @@ import (
 )
 
 // The templates are as narrow as the commands of a type allow. Every key is
-// private and sensitive. It is extractable, because that is what lets it be
+// private and sensitive. It is extractable where that is what lets it be
 // wrapped under the domain key and held by more than one token; the session
-// copies that commands run on are not.
+// copies that commands run on are not, and no key is where an extension clones.
 
 type attr struct {
 	typ   uint
@@ -28,12 +28,12 @@ func common(id pluginproto.KeyID, label string, onToken bool) []attr {
 
 // secretAttrs is the template of a secret or private key, for generating and for
 // unwrapping alike.
-func secretAttrs(t pluginproto.KeyType) []attr {
+func secretAttrs(t pluginproto.KeyType, extractable bool) []attr {
 	aes, rsa := t == pluginproto.AES128 || t == pluginproto.AES256, isRSA(t)
 	a := []attr{
 		{pkcs11.CKA_PRIVATE, true},
 		{pkcs11.CKA_SENSITIVE, true},
-		{pkcs11.CKA_EXTRACTABLE, true},
+		{pkcs11.CKA_EXTRACTABLE, extractable},
 		{pkcs11.CKA_DECRYPT, aes || rsa},
 		{pkcs11.CKA_SIGN, !aes},
 		{pkcs11.CKA_UNWRAP, false},
