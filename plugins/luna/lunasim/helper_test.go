@@ -191,9 +191,6 @@ func wantCode(t testing.TB, what string, got, want uint) {
 
 func name(ckr uint) string { return fmt.Sprintf("0x%08x", ckr) }
 
-// size of the buffers that blobs are asked for with.
-const bufferSize = 64000
-
 // blob calls a function that ends with a buffer and its length, twice, and returns what
 // it wrote.
 func (k *token) blob(function string, args ...any) ([]byte, uint) {

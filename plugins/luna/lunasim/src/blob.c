@@ -221,10 +221,10 @@ static CK_RV settle_existing(S h, const unsigned char *ouid)
 	}
 }
 
-static CK_RV insert(struct engine *e, struct reader *flat, int token, S h, O *made)
+static CK_RV insert(struct engine *e, struct reader *flat, const struct how *how, S h, O *made)
 {
 	CK_ATTRIBUTE t[CARRIED + 3];
-	CK_BBOOL on_token = token != 0, yes = CK_TRUE, no = CK_FALSE;
+	CK_BBOOL on_token = how->token != 0, yes = CK_TRUE, no = CK_FALSE;
 	N n;
 	CK_RV rv = unflatten(flat, t, &n);
 	if (rv != CKR_OK)
@@ -240,14 +240,14 @@ static CK_RV insert(struct engine *e, struct reader *flat, int token, S h, O *ma
 		t[n++] = (CK_ATTRIBUTE){ CKA_EXTRACTABLE, &yes, sizeof yes };
 	}
 	t[n++] = (CK_ATTRIBUTE){ CKA_TOKEN, &on_token, sizeof on_token };
-	if ((rv = may_enter(is)) != CKR_OK || (rv = token ? room(1) : CKR_OK) != CKR_OK ||
+	if ((rv = how->may_enter(is)) != CKR_OK || (rv = on_token ? room(1) : CKR_OK) != CKR_OK ||
 	    (rv = settle_existing(e->h, tail + 2)) != CKR_OK)
 		return rv;
 	return real->C_CreateObject(h, t, n, made);
 }
 
-/* Opens a sealed object and puts it on the token, or answers wrong_key. */
-CK_RV unseal(struct engine *e, const unsigned char key[32], struct reader *in, int token, CK_RV wrong_key, S h, O *made)
+/* Opens a sealed object and makes it. */
+CK_RV unseal(struct engine *e, const unsigned char key[32], struct reader *in, const struct how *how, S h, O *made)
 {
 	const unsigned char *iv = get(in, 12);
 	uint32_t len = get32(in);
@@ -255,9 +255,9 @@ CK_RV unseal(struct engine *e, const unsigned char key[32], struct reader *in, i
 	if (in->bad || len < 16)
 		return CKR_DATA_INVALID;
 	struct buf flat = { NULL, 0, 0, 0 };
-	CK_RV rv = gcm(e, 0, key, iv, sealed, len, &flat) == CKR_OK ? CKR_OK : wrong_key;
+	CK_RV rv = gcm(e, 0, key, iv, sealed, len, &flat) == CKR_OK ? CKR_OK : how->wrong_key;
 	if (rv == CKR_OK)
-		rv = insert(e, &(struct reader){ flat.p, flat.n, 0 }, token, h, made);
+		rv = insert(e, &(struct reader){ flat.p, flat.n, 0 }, how, h, made);
 	wipe(&flat);
 	return rv;
 }

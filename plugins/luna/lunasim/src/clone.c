@@ -292,7 +292,8 @@ static CK_RV accept(struct step *st, int protocol, B in, N len, O *made)
 		return rv;
 	if ((rv = transfer_key(&st->e, protocol, source, target, protocol == CPV1 ? sum : NULL, key)) != CKR_OK)
 		return rv;
-	return unseal(&st->e, key, &r, 1, sw(SW_DOMAIN_CODE), st->s->h, made); /* row 23: found at the target */
+	const struct how how = { 1, sw(SW_DOMAIN_CODE), may_enter }; /* row 23: another domain is found at the target */
+	return unseal(&st->e, key, &r, &how, st->s->h, made);
 }
 
 static CK_RV do_CA_CloneAsTarget(struct session *s, B kev, N kev_len, B in, N len, N type, O *made)

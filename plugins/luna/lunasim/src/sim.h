@@ -158,7 +158,12 @@ uint32_t get32(struct reader *r);
 CK_RV frame(struct engine *e, unsigned char protocol, unsigned char phase, struct buf *body, struct buf *out);
 CK_RV unframe(struct engine *e, unsigned char protocol, unsigned char phase, const void *p, N n, struct reader *body);
 CK_RV seal(struct engine *e, const unsigned char key[32], S h, O o, struct buf *out);
-CK_RV unseal(struct engine *e, const unsigned char key[32], struct reader *in, int token, CK_RV wrong_key, S h, O *made);
+struct how {                               /* an object comes in */
+	int token;                             /* to stay */
+	CK_RV wrong_key;                       /* the answer to one that was sealed under another key */
+	CK_RV (*may_enter)(CK_OBJECT_CLASS);
+};
+CK_RV unseal(struct engine *e, const unsigned char key[32], struct reader *in, const struct how *how, S h, O *made);
 CK_RV deliver(const struct buf *b, B out, NP n);
 
 /* clone.c: what every protocol asks first. */
