@@ -25,7 +25,9 @@ func TestCKRName(t *testing.T) {
 		{"nobody logged in", 0x101, "CKR_USER_NOT_LOGGED_IN"},
 		{"the last of the standard's values", 0x200, "CKR_FUNCTION_REJECTED"},
 		{"a number the standard does not have", 0x7777, "CKR_0x00007777"},
-		{"a vendor's own number", 0x80000007, "CKR_0x80000007"},
+		{"a key that a Luna holds already", 0x8000006F, "CKR_OBJECT_ALREADY_EXISTS"},
+		{"a Luna whose clock is not set", 0x80000110, "CKR_ATTESTATION_EXPIRED"},
+		{"a vendor's number without a name here", 0x80000007, "CKR_0x80000007"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := pluginproto.CKRName(tc.ckr); got != tc.want {
