@@ -186,10 +186,10 @@ EXPORT CK_RV CA_GetHSMCapabilitySet(CK_SLOT_ID slot, NP ids, NP n, NP values, NP
 	return policy_set("CA_GetHSMCapabilitySet", slot, state ? state->hsm_policy : NULL, 1, ids, n, values, m);
 }
 
-/* Wrong logins are those of the Crypto Officer; the security officer's are never any. */
-EXPORT CK_RV CA_GetContainerStatus(CK_SLOT_ID slot, N container, NP flags, NP so_fails, NP user_fails, NP limit)
+/* Wrong logins in a row, by role, as Thales' headers name them; the security officer's are never any. */
+EXPORT CK_RV CA_GetContainerStatus(CK_SLOT_ID slot, N container, NP flags, NP so_fails, NP user_fails, NP limited_fails)
 {
-	CK_RV rv = container > 1 || flags == NULL || so_fails == NULL || user_fails == NULL || limit == NULL
+	CK_RV rv = container > 1 || flags == NULL || so_fails == NULL || user_fails == NULL || limited_fails == NULL
 	                   ? CKR_ARGUMENTS_BAD
 	                   : enter_slot("CA_GetContainerStatus", slot);
 	if (rv != CKR_OK)
@@ -197,7 +197,7 @@ EXPORT CK_RV CA_GetContainerStatus(CK_SLOT_ID slot, N container, NP flags, NP so
 	*flags = (sw(SW_ACTIVATED) ? LUNA_CF_CONTAINER_ACTIVATED : 0) | (state->domain[0][0] != 0 ? LUNA_CF_KCV_CREATED : 0);
 	*so_fails = 0;
 	*user_fails = __atomic_load_n(&state->failed[0], __ATOMIC_ACQUIRE);
-	*limit = sw(SW_LOGIN_LIMIT);
+	*limited_fails = __atomic_load_n(&state->failed[1], __ATOMIC_ACQUIRE);
 	return leave_slot("CA_GetContainerStatus", CKR_OK);
 }
 
