@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/rand"
-	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -99,8 +98,8 @@ func (c *conn) ivUse(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse, er
 	return found, err
 }
 
-// learnIVs finds out how the token treats IVs with one encryption. A token that refuses
-// the IV is asked again: without one, and with one that has room for a long one.
+// learnIVs finds out how the token treats IVs with one encryption. A token with which that
+// goes wrong is asked again: without an IV, and with one that has room for a long one.
 func (c *conn) learnIVs(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse, error) {
 	iv := make([]byte, pluginproto.GCMLongIVSize)
 	rand.Read(iv) // never fails
@@ -111,16 +110,16 @@ func (c *conn) learnIVs(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse,
 			return use, nil
 		}
 		if class := pluginproto.ClassOf(err); class != pluginproto.ClassCaller && class != pluginproto.ClassUnknown {
-			return ivUse{}, err // it is not about what was asked
+			return ivUse{}, err // it says nothing about IVs
 		}
 		refusal = cmp.Or(refusal, err)
 	}
 	return ivUse{}, &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKROf(refusal), Op: opLearn,
-		Msg: "it refuses to encrypt, with an IV and without: the token has to allow AES-GCM"}
+		Msg: fmt.Sprintf("it encrypts nothing that it decrypts, with an IV and without: the token has to allow AES-GCM (at first: %v)", refusal)}
 }
 
 // tryIV encrypts once with an IV, which may be empty, and decrypts with what the answer was
-// taken for.
+// taken for. An error of ClassCaller or ClassUnknown means that this is not the way.
 func (c *conn) tryIV(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, given []byte) (ivUse, error) {
 	text, aad := make([]byte, 32), []byte(opLearn)
 	rand.Read(text) // never fails
@@ -130,20 +129,16 @@ func (c *conn) tryIV(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, given []by
 	}
 	use, ok := recognise(given, out, param, len(text))
 	if !ok {
-		return ivUse{}, permanent(opLearn, fmt.Sprintf("it answers %d bytes to %d, and an IV of %d in the parameter: no way that this driver knows",
-			len(out), len(text), len(param)))
+		return ivUse{}, pluginproto.Errorf(pluginproto.ClassUnknown, opLearn, "it answers %d bytes to %d, and an IV of %d in the parameter",
+			len(out), len(text), len(param))
 	}
 	sealed, iv, _ := use.split(out, param, len(text))
 	opened, err := c.decryptGCM(h, key, iv, aad, sealed)
-	switch {
-	case errors.As(err, new(errTag)) && !c.codes.isGone(err):
-		e := permanent(opLearn, fmt.Sprintf("it does not decrypt what it has encrypted, with the IV that it seems to have used (%d bytes, %s)", len(iv), use))
-		e.CKR, _ = ckrOf(err)
-		return ivUse{}, e
-	case err != nil:
+	if err != nil {
 		return ivUse{}, c.codes.fail(opLearn, err)
-	case !bytes.Equal(opened, text):
-		return ivUse{}, permanent(opLearn, "it decrypts something other than it has encrypted")
+	}
+	if !bytes.Equal(opened, text) {
+		return ivUse{}, pluginproto.Errorf(pluginproto.ClassUnknown, opLearn, "it decrypts something other than it has encrypted")
 	}
 	return use, nil
 }

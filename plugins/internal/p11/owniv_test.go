@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"strings"
 	"testing"
 
@@ -87,26 +88,32 @@ func TestLongIVsAreDecrypted(t *testing.T) {
 	}
 }
 
-// A token without AES-GCM cannot serve, and says so when the driver is opened.
-func TestATokenThatRefusesToEncryptIsNotOpened(t *testing.T) {
+// A token without AES-GCM cannot serve, and says so when the driver is opened. What may be
+// over in a moment is no judgement on the token.
+func TestATokenThatDoesNotEncryptIsNotOpened(t *testing.T) {
 	b, lib := faultyBench(t)
 	for _, c := range []struct {
-		name  string
-		ckr   uint32
-		times uint32
-		says  string
+		name     string
+		function string
+		ckr      uint32
+		times    uint32
+		class    pluginproto.Class
+		says     string
 	}{
-		{"with any IV", pkcs11.CKR_MECHANISM_INVALID, 3, "the token has to allow AES-GCM"},
-		{"for lack of memory", pkcs11.CKR_DEVICE_MEMORY, 1, "CKR_DEVICE_MEMORY"},
+		{"it refuses every IV", "C_EncryptInit", pkcs11.CKR_MECHANISM_INVALID, 3, pluginproto.ClassMember, "the token has to allow AES-GCM"},
+		{"it does not decrypt what it encrypts", "C_DecryptInit", pkcs11.CKR_MECHANISM_PARAM_INVALID, 3, pluginproto.ClassMember, "it encrypts nothing that it decrypts"},
+		{"it is short of memory", "C_EncryptInit", pkcs11.CKR_DEVICE_MEMORY, 1, pluginproto.ClassBusy, "CKR_DEVICE_MEMORY"},
+		{"it fails while it decrypts", "C_Decrypt", pkcs11.CKR_DEVICE_ERROR, 1, pluginproto.ClassMember, "CKR_DEVICE_ERROR"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			lib.Arm(t, 0, faultlib.Fault{What: faultlib.Answer, Function: "C_EncryptInit", Times: c.times, Arg: c.ckr})
+			lib.Arm(t, 0, faultlib.Fault{What: faultlib.Answer, Function: c.function, Times: c.times, Arg: c.ckr})
 			defer lib.Disarm(t, 0)
 			d := p11.New(quirks(), p11.Options{})
 			defer d.Close()
 			_, err := d.Open(t.Context(), b.request())
-			if err == nil || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("opened with %v, want %q", err, c.says)
+			e, ok := errors.AsType[*pluginproto.Error](err)
+			if !ok || e.Class != c.class || e.Permanent || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("opened with %v, want one of class %s that says %q and may pass", err, c.class, c.says)
 			}
 		})
 	}
