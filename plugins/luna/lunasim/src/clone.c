@@ -301,13 +301,13 @@ static CK_RV do_CA_CloneAsTarget(struct session *s, B kev, N kev_len, B in, N le
 	struct step st;
 	if (made == NULL || in == NULL)
 		return CKR_ARGUMENTS_BAD;
-	int protocol = s->transfer.phase == V1_TARGET ? CPV1 : CPV3;
+	int protocol = kev != NULL ? CPV1 : CPV3;
 	CK_RV rv = begin(&st, s, protocol);
 	if (rv == CKR_OK && type != CK_CRYPTOKI_ELEMENT)
 		rv = CKR_OBJECT_TYPE_INVALID;
-	else if (rv == CKR_OK && s->transfer.phase != V3_TARGET && s->transfer.phase != V1_TARGET)
+	else if (rv == CKR_OK && s->transfer.phase != (protocol == CPV1 ? V1_TARGET : V3_TARGET))
 		rv = CKR_OPERATION_NOT_INITIALIZED; /* guess */
-	else if (rv == CKR_OK && protocol == CPV1 && (kev == NULL || kev_len != KEV_SIZE || memcmp(kev, s->transfer.kev, KEV_SIZE) != 0))
+	else if (rv == CKR_OK && protocol == CPV1 && (kev_len != KEV_SIZE || memcmp(kev, s->transfer.kev, KEV_SIZE) != 0))
 		rv = CKR_DATA_INVALID;
 	if (rv == CKR_OK)
 		rv = accept(&st, protocol, in, len, made);
