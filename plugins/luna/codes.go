@@ -108,7 +108,7 @@ var codes = p11.Codes{
 	own + 0x1604: {Class: pluginproto.ClassBusy},   // CKR_BUSY
 
 	0x10A0B: {Class: pluginproto.ClassCaller, // LUNA_RET_OPERATION_RESTRICTED (read)
-		Hint: "functionality modules are enabled on the one HSM and not on the other: keys go to an HSM with them, not to one without"},
+		Hint: "functionality modules are enabled on the one HSM and not on the other: keys go from an HSM with them to one without, not back"},
 }
 
 const noneInCommon = "the HSMs have nothing in common to agree on: bring both to one firmware"
