@@ -45,8 +45,8 @@ var (
 		"`isOK()` true", "`isOK()` false", "`isOK()` throws", "recovers", "attempts used up", "revoked", "promoted", "absent at the start",
 	}
 	lunaFunctions = []string{ // of the client library, that the driver may call
-		"CA_GetTokenPolicies", "CA_GetTokenCapabilities", "CA_GetHSMPolicySet", "CA_GetHSMCapabilitySet", "CA_GetFirmwareVersion",
-		"CA_GetContainerStatus", "CA_GetTokenStorageInformation", "CA_GetSessionInfo", "CA_GetObjectUID", "CA_GetObjectHandle",
+		"CA_GetTokenPolicies", "CA_GetHSMPolicySet", "CA_GetFirmwareVersion", "CA_GetSessionInfo", "CA_GetContainerStatus",
+		"CA_GetContainerStorageInformation", "CA_GetTokenStorageInformation", "CA_GetObjectUID", "CA_GetObjectHandle",
 		"CA_GetTokenObjectUID", "CA_GetTokenObjectHandle", "CA_RandomizeApplicationID", "CA_SetApplicationID",
 		"CA_CloneAsSourceInit", "CA_CloneAsTargetInit", "CA_CloneAsSource", "CA_CloneAsTarget", "CA_GetTokenCertificates",
 		"CA_GenerateCloningKEV", "CA_MigrationStartSessionNegotiation", "CA_MigrationContinueSessionNegotiation",
@@ -192,15 +192,15 @@ func TestEveryLineAboutLunaSaysWhatItRestsOn(t *testing.T) {
 			t.Errorf("%s rests on %q", r, proof)
 			continue
 		}
-		onSimulator := func(name []string) bool {
-			return slices.ContainsFunc(exists[name[1]], func(path string) bool { return strings.Contains(path, "luna") })
+		var with, without bool // tests with the driver on the simulator, and others
+		for _, name := range namePattern.FindAllStringSubmatch(proof, -1) {
+			for _, path := range exists[name[1]] {
+				with = with || strings.Contains(path, "luna") && !strings.Contains(path, "lunasim/")
+				without = without || !strings.Contains(path, "luna")
+			}
 		}
-		named := namePattern.FindAllStringSubmatch(proof, -1)
-		switch {
-		case m[1] == "sim" && !slices.ContainsFunc(named, onSimulator):
-			t.Errorf("%s names no test with the simulator", r)
-		case m[1] == "soft" && (len(named) == 0 || !slices.ContainsFunc(named, func(n []string) bool { return !onSimulator(n) })):
-			t.Errorf("%s names no test without the simulator", r)
+		if m[1] == "sim" && !with || m[1] == "soft" && !without {
+			t.Errorf("%s is marked %s and names no such test", r, m[1])
 		}
 	}
 }
@@ -252,6 +252,81 @@ func TestEveryReturnValueOfLunaHasItsLine(t *testing.T) {
 			t.Errorf("%s is %s in status and log", number, name)
 		}
 	}
+}
+
+// Every function of Thales that the driver looks for is in luna.md, and the other way round.
+func TestTheFunctionsOfTheClientLibraryAreListed(t *testing.T) {
+	var called []string
+	for _, m := range regexp.MustCompile(`"(CA_[A-Za-z0-9]+)"`).FindAllStringSubmatch(sources(t, "../plugins/luna/internal/vendor/*.go"), -1) {
+		called = append(called, m[1])
+		if !slices.Contains(lunaFunctions, m[1]) {
+			t.Errorf("%s is not in the list", m[1])
+		}
+	}
+	for _, name := range lunaFunctions {
+		if !slices.Contains(called, name) {
+			t.Errorf("%s is looked for nowhere", name)
+		}
+	}
+}
+
+// The classes are those of the driver's table.
+func TestTheClassesOfLunasReturnValuesAreTheDrivers(t *testing.T) {
+	text := sources(t, "../plugins/luna/codes.go")
+	numbers := map[string]string{} // :: constant → "own + 0x30"
+	for _, m := range regexp.MustCompile(`(?m)^\t(ckr[A-Za-z]+)\s+= (own \+ 0x[0-9A-F]+)$`).FindAllStringSubmatch(text, -1) {
+		numbers[m[1]] = m[2]
+	}
+	classes := map[string]string{} // :: value → class, as luna.md says it
+	for _, m := range regexp.MustCompile(`(?m)^\t(own \+ 0x[0-9A-F]+|0x[0-9A-F]+|ckr[A-Za-z]+):\s+\{Class: pluginproto\.Class([A-Za-z]+)(.*)$`).FindAllStringSubmatch(text, -1) {
+		key, class := m[1], strings.ToLower(m[2])
+		if number, is := numbers[key]; is {
+			key = number
+		}
+		if strings.Contains(m[3], "Permanent: true") {
+			class += ", for good"
+		}
+		classes[key] = class
+	}
+	rows := section(tables(t, "luna.md"), "Return values")
+	for _, v := range lunaValues {
+		key := fmt.Sprintf("0x%X", v.value)
+		if v.value >= 1<<31 {
+			key = fmt.Sprintf("own + 0x%02X", v.value-1<<31)
+		}
+		want, is := classes[key]
+		if !is && v.value >= 1<<31 {
+			t.Errorf("the driver has no class for %s", v.name)
+		}
+		delete(classes, key)
+		at := slices.IndexFunc(rows, func(r row) bool { return strings.Contains(r.cells[0], "`"+v.name+"`") })
+		if is && at >= 0 && rows[at].cells[2] != want {
+			t.Errorf("%s is %q, the driver says %q", v.name, rows[at].cells[2], want)
+		}
+	}
+	for value := range classes {
+		t.Errorf("the driver's %s has no line", value)
+	}
+}
+
+// sources returns the text of all files of a pattern, without tests.
+func sources(t *testing.T, pattern string) string {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, path := range paths {
+		source, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			all.Write(source)
+		}
+	}
+	return all.String()
 }
 
 // Every test that a document names exists.
