@@ -68,6 +68,7 @@ struct session {
 	struct find find;
 	unsigned char iv[16]; /* of the encryption under way, */
 	N iv_len;             /* where it is appended; else 0 */
+	CK_MECHANISM_TYPE oaep; /* hash of the decryption under way, where oaep.c does it; else 0 */
 	struct transfer transfer;
 	struct session *next;
 };
@@ -146,6 +147,10 @@ CK_RV hmac(struct engine *e, const void *key, size_t key_len, const struct part 
 CK_RV digest(struct engine *e, const void *p, size_t n, unsigned char out[32]);
 CK_RV domain_key(struct engine *e, int which, const char *use, const struct part *parts, int n, unsigned char out[32]);
 CK_RV random_bytes(struct engine *e, void *p, size_t n);
+
+/* oaep.c */
+CK_RV oaep_init(struct session *s, M mech, O key);
+CK_RV oaep_decrypt(struct session *s, B in, N len, B out, NP n);
 
 /* blob.c: bytes that travel. */
 struct buf { unsigned char *p; size_t n, cap; int bad; };
