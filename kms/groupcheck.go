@@ -13,6 +13,9 @@ import (
 	"kmsd/kms/internal/replica"
 )
 
+// factsPatience is how long a check waits for what members have to say of their tokens.
+const factsPatience = 2 * time.Second
+
 // Check asks every member whether it still fits the group, and changes nothing: what
 // is known of it is in memory, and a canary key is cloned to each member in step and
 // from each, and destroyed again.
@@ -23,15 +26,24 @@ func (k *KMS) Check(ctx context.Context, groupName string) (api.GroupCheck, erro
 	if err != nil {
 		return api.GroupCheck{}, err
 	}
+	k.askFacts(ctx, g)
 	status := k.groupStatus(g)
 	all := slices.Concat(
-		stateFindings(status), tokenFindings(status), protocolFindings(g.InStep()), holdingFindings(status),
+		stateFindings(status), tokenFindings(status), factFindings(status), protocolFindings(g.InStep()), holdingFindings(status),
 		k.copyFindings(g), k.cloneFindings(ctx, g))
 	if err := ctx.Err(); err != nil { // not everybody was asked
 		return api.GroupCheck{}, translate("checking group "+g.name, err)
 	}
 	fault := func(f api.Finding) bool { return f.Fault }
 	return api.GroupCheck{Group: g.name, OK: !slices.ContainsFunc(all, fault), Findings: all}, nil
+}
+
+// askFacts has the status say what members know of their tokens now. It takes little of its
+// caller's time: what one that hangs has said before is known.
+func (k *KMS) askFacts(ctx context.Context, g *keyGroup) {
+	ctx, cancel := context.WithTimeout(ctx, factsPatience)
+	defer cancel()
+	g.AskFacts(ctx)
 }
 
 func faultOf(member, format string, args ...any) api.Finding {
@@ -79,7 +91,7 @@ func tokenFindings(s api.Group) (all []api.Finding) {
 				all = append(all, faultOf(m.Name, "has the token of member %s (label %q, serial %s): its copies count for nothing", other.Name, m.Token.Label, m.Token.Serial))
 			}
 		}
-		if i == first || m.Token == (api.Token{}) {
+		if i == first || m.Token.Serial == "" && m.Token.Label == "" {
 			continue
 		}
 		for _, d := range []struct{ what, is, want string }{
@@ -90,6 +102,18 @@ func tokenFindings(s api.Group) (all []api.Finding) {
 		} {
 			if d.is != d.want {
 				all = append(all, warningOf(m.Name, "its %s is %q, that of member %s is %q", d.what, d.is, model.Name, d.want))
+			}
+		}
+	}
+	return all
+}
+
+// factFindings says what members warn of.
+func factFindings(s api.Group) (all []api.Finding) {
+	for _, m := range s.Members {
+		for _, f := range m.Token.Facts {
+			if f.Warning {
+				all = append(all, warningOf(m.Name, "%s: %s", f.Name, f.Value))
 			}
 		}
 	}

@@ -110,6 +110,9 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 				}
 			}
 		}, "hsm-b", true, "so its token or its driver is broken"},
+		{"a token has become a reason to worry since it was last asked", func(t *testing.T, r *rig) {
+			r.hsms[1].driver().Tell(pluginproto.Fact{Name: "storage", Value: "97 % used", Warning: true}, pluginproto.Fact{Name: "clock", Value: "set"})
+		}, "hsm-b", false, "storage: 97 % used"},
 		{"keys were made while there was one member", func(t *testing.T, r *rig) {
 			r.hsms[1].leave()
 			r.hsms[2].leave()

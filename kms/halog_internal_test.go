@@ -106,6 +106,8 @@ func TestHALog(t *testing.T) {
 		{"the end of a sync", api.Event{Type: api.EventSync, To: api.SyncDone, Progress: &api.Progress{Done: 9, Total: 9}}, "info", "sync synced"},
 		{"one that was broken off", api.Event{Type: api.EventSync, To: api.SyncBroken, Progress: &api.Progress{Total: 9}}, "warn", "sync broken_off"},
 		{"a copy that is not what it should be", api.Event{Type: api.EventSync, Member: "a", Key: "shop", Cause: "quarantined", Alarm: true}, "error", "sync"},
+		{"a token that warns", api.Event{Type: api.EventFact, Member: "a", To: api.FactWarning, Cause: "storage: 97 % used", Alarm: true}, "error", "fact warning"},
+		{"one that does so no more", api.Event{Type: api.EventFact, Member: "a", To: api.FactMended, Cause: "storage: 40 % used"}, "info", "fact mended"},
 		{"what is done to a key is not in it", api.Event{Type: api.EventKey, Key: "shop", To: "rotated"}, "", ""},
 		{"nor how far a sync is", api.Event{Type: api.EventSync, To: api.SyncUnderWay, Progress: &api.Progress{Total: 9}}, "", ""},
 	} {

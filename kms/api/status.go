@@ -123,6 +123,17 @@ type Token struct {
 	Manufacturer string `json:"manufacturer"`
 	Model        string `json:"model"`
 	Firmware     string `json:"firmware"`
+	// Facts are what else there is to know of it, at most half a minute old while the member
+	// serves: room left, what its firmware lacks. They differ from one kind of HSM to another.
+	Facts []Fact `json:"facts,omitempty"`
+}
+
+// Fact is one thing to know of a token.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+	// Warning says that somebody has to act before it becomes a failure.
+	Warning bool `json:"warning"`
 }
 
 // EventDropped is the type of the event that a reader gets in place of those that
@@ -136,6 +147,7 @@ const (
 	EventRecovery = "recovery" // an attempt to bring a member back ended, or was given up
 	EventSync     = "sync"     // a member is being brought in step; see Progress
 	EventKey      = "key"      // something was done to a key
+	EventFact     = "fact"     // a fact of a member's token has become a FactWarning, or is FactMended
 	EventJob      = "job"      // a job began, has come further or ended; To is its state, see Progress
 )
 
@@ -144,6 +156,12 @@ const (
 	SyncUnderWay = "syncing"
 	SyncDone     = "synced"
 	SyncBroken   = "broken_off" // the next attempt does the rest
+)
+
+// What has become of the fact of an EventFact; its cause has the fact's name and value.
+const (
+	FactWarning = "warning" // somebody has to act before it becomes a failure
+	FactMended  = "mended"  // it is no warning any more
 )
 
 // Event is something that happened to a group, a member or a key.

@@ -35,8 +35,8 @@ const (
 	costRSA4096  = 100_000
 )
 
-// slowLimit is how long one call for a pair of keys may take, or for the list of all
-// keys. It is many times what SoftHSM needs for an RSA-4096 pair, because how long an
+// slowLimit is how long one call for a pair of keys may take, for the list of all keys, or
+// for one step of a clone of many. It is many times what SoftHSM needs for an RSA-4096 pair, because how long an
 // HSM looks for primes has no bound. All other calls have the command timeout.
 const slowLimit = 2 * time.Minute
 

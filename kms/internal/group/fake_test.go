@@ -38,6 +38,9 @@ type hsm struct {
 	keys     map[pluginproto.KeyID]bool
 	serial   string
 	domain   string
+	facts    []pluginproto.Fact
+	noFacts  error  // why it has none to tell; nil: it has
+	asked    int    // for its facts
 	beats    bool   // sends heartbeats even when frozen
 	alone    func() // called when it is connected while a driver of it still runs; nil: it may be
 }
@@ -58,7 +61,7 @@ func (h *hsm) connect(ctx context.Context) (group.Conn, pluginproto.TokenInfo, e
 	}
 	c := &conn{hsm: h, done: make(chan struct{}), pid: 100 + len(h.conns)}
 	h.conns = append(h.conns, c)
-	return c, pluginproto.TokenInfo{Label: h.name, Serial: h.serial, DomainCheck: []byte(h.domain)}, nil
+	return c, pluginproto.TokenInfo{Label: h.name, Serial: h.serial, DomainCheck: []byte(h.domain), Facts: slices.Clone(h.facts)}, nil
 }
 
 func (h *hsm) set(change func(*hsm)) {
@@ -213,7 +216,15 @@ func (c *conn) Destroy(ctx context.Context, id pluginproto.KeyID) error {
 	return c.change(ctx, id, false)
 }
 
-func (c *conn) Facts(ctx context.Context) ([]pluginproto.Fact, error) { return nil, nil }
+func (c *conn) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
+	c.hsm.set(func(h *hsm) { h.asked++ })
+	if err := c.pass(ctx, pluginproto.Command{}); err != nil {
+		return nil, err
+	}
+	c.hsm.mu.Lock()
+	defer c.hsm.mu.Unlock()
+	return slices.Clone(c.hsm.facts), c.hsm.noFacts
+}
 
 func (c *conn) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
 	return pluginproto.CloneReply{Done: true}, c.change(ctx, req.Keys[0], true)

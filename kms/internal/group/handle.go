@@ -64,6 +64,9 @@ func (h *handle) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (p
 		cost: costTransfer,
 		run:  func(ctx context.Context) (pluginproto.CloneReply, error) { return h.l.conn.CloneStep(ctx, req) },
 	}
+	if len(req.Keys) > 1 {
+		e.limit = slowLimit
+	}
 	switch {
 	case req.End:
 	case req.Role == pluginproto.CloneTarget:

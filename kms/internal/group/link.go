@@ -107,6 +107,8 @@ type link struct {
 	silentAt time.Time     // when the last stint ended
 	probing  bool          // a probe is under way
 	bad      int           // probes in a row that failed
+	asking   bool          // the facts of its token are being asked for
+	asked    time.Time     // when they were last told
 }
 
 // stint is the time from the moment a link is taken to be sound until it falls
@@ -128,7 +130,7 @@ func (g *Group) newLink(m *member, conn Conn, token pluginproto.TokenInfo) *link
 		again:  make(chan struct{}, 1),
 		writes: make(chan struct{}, 1),
 		stale:  true,
-		looked: now, heard: now, good: now,
+		looked: now, heard: now, good: now, asked: now,
 	}
 	l.ctx, l.cancel = context.WithCancelCause(m.ctx)
 	l.stint = newStint(l)
@@ -259,6 +261,9 @@ func (g *Group) look(l *link) {
 	}
 	if !trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/8 {
 		g.probeLocked(l, now)
+	}
+	if trusted {
+		g.askLocked(l, now, owed)
 	}
 	g.mu.Unlock()
 }

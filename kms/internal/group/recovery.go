@@ -172,8 +172,10 @@ func (g *Group) reach(m *member) (*link, error) {
 	}
 	defer g.mu.Unlock()
 	l := g.newLink(m, conn, token)
+	before := m.token.Facts
 	m.link, m.token = l, token
 	g.moveLocked(m, opened, nil)
+	g.tellFactsLocked(m, before)
 	return l, nil
 }
 

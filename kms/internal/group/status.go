@@ -38,7 +38,7 @@ func (m *member) statusLocked() api.Member {
 		AttemptsTotal:    m.attemptsTotal,
 		Token: api.Token{
 			Label: m.token.Label, Serial: m.token.Serial, Manufacturer: m.token.Manufacturer,
-			Model: m.token.Model, Firmware: m.token.Firmware,
+			Model: m.token.Model, Firmware: m.token.Firmware, Facts: factsOf(m.token.Facts),
 		},
 	}
 	if m.standby {
