@@ -46,6 +46,7 @@ var (
 	memberQuarantined = ofMember("keys_quarantined", "Copies on the member with another value than the catalog says; they are never used and never overwritten.")
 	memberAttempts    = ofMember("recovery_attempts_total", "Attempts to bring the member back.")
 	memberGaveUp      = ofMember("gave_up", "1 when recovery has used up its retries.")
+	memberWarning     = ofMember("warning", "1 when a fact of the member's token is a warning, 0 when it is none; kmsd status says what it is.", "fact")
 	memberSyncKeys    = ofMember("sync_keys", "Key versions that the present sync is about; absent when there is none.")
 	memberSyncDone    = ofMember("sync_keys_done", "Key versions that the present sync has done.")
 	memberSyncRate    = ofMember("sync_keys_per_second", "How fast the present sync is.")
@@ -67,7 +68,7 @@ func (groups) Describe(to chan<- *prometheus.Desc) {
 		memberInfo, memberState, memberSince, memberRoundTrip,
 		memberInFlight, memberCommands, memberErrors, memberDuration,
 		memberKeys, memberMissing, memberForeign, memberQuarantined,
-		memberAttempts, memberGaveUp,
+		memberAttempts, memberGaveUp, memberWarning,
 		memberSyncKeys, memberSyncDone, memberSyncRate, memberSyncLeft,
 	} {
 		to <- d
@@ -114,12 +115,25 @@ func collectMember(to chan<- prometheus.Metric, group string, m api.Member) {
 	gauge(to, memberQuarantined, float64(m.Quarantined), group, m.Name)
 	counter(to, memberAttempts, m.AttemptsTotal, group, m.Name)
 	gauge(to, memberGaveUp, truth(m.GaveUp), group, m.Name)
+	for fact, warns := range warnings(m.Token.Facts) {
+		gauge(to, memberWarning, truth(warns), group, m.Name, fact)
+	}
 	if p := m.Sync; p != nil {
 		gauge(to, memberSyncKeys, float64(p.Total), group, m.Name)
 		gauge(to, memberSyncDone, float64(p.Done), group, m.Name)
 		gauge(to, memberSyncRate, p.Rate, group, m.Name)
 		gauge(to, memberSyncLeft, time.Duration(p.Left).Seconds(), group, m.Name)
 	}
+}
+
+// warnings says of each fact by its name whether it is a warning, or one of several of that
+// name is: a series may come once only.
+func warnings(facts []api.Fact) map[string]bool {
+	warns := make(map[string]bool, len(facts))
+	for _, f := range facts {
+		warns[f.Name] = warns[f.Name] || f.Warning
+	}
+	return warns
 }
 
 func gauge(to chan<- prometheus.Metric, d *prometheus.Desc, value float64, labels ...string) {

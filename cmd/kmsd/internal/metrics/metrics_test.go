@@ -74,6 +74,7 @@ func example() *source {
 				{
 					Name: "hsm-a", Driver: "softhsm", Role: api.RoleActive, State: api.MemberActive, Since: since,
 					InFlight: 4, Commands: 1234, Errors: 5, Keys: 11, Missing: 1, Foreign: 2, Quarantined: 3, Latency: served,
+					Token: api.Token{Facts: []api.Fact{{Name: "storage", Value: "97 % used", Warning: true}, {Name: "storage", Value: "of objects: 3 %"}, {Name: "clock", Value: "set"}}},
 				},
 				{
 					Name: "hsm-b", Driver: "luna", Role: api.RoleStandby, State: api.MemberSyncing, Since: since,
@@ -150,6 +151,8 @@ func TestMetricsSayWhatStatusSays(t *testing.T) {
 		{"kmsd_member_recovery_attempts_total", "default,hsm-b", 9},
 		{"kmsd_member_gave_up", "default,hsm-a", 0},
 		{"kmsd_member_gave_up", "default,hsm-b", 1},
+		{"kmsd_member_warning", "storage,default,hsm-a", 1},
+		{"kmsd_member_warning", "clock,default,hsm-a", 0},
 		{"kmsd_member_sync_keys", "default,hsm-b", 120},
 		{"kmsd_member_sync_keys_done", "default,hsm-b", 30},
 		{"kmsd_member_sync_keys_per_second", "default,hsm-b", 4.5},
