@@ -52,9 +52,32 @@ func newGroupShow(s *session) *cobra.Command {
 				}
 				t.row(m.Name, m.Driver, pid, m.Token.Label, m.Token.Serial, m.Token.Manufacturer, m.Token.Model, m.Token.Firmware)
 			}
-			return t.writeTo(w)
+			if err := t.writeTo(w); err != nil {
+				return err
+			}
+			return writeFacts(w, g.Members)
 		})
 	})
+}
+
+// writeFacts writes what else members say of their tokens, when any says something.
+func writeFacts(w io.Writer, members []api.Member) error {
+	t := newTable(w, "member", "fact", "value")
+	head := len(t.rows)
+	for _, m := range members {
+		for _, f := range m.Token.Facts {
+			value := cell{text: f.Value}
+			if f.Warning {
+				value = cell{"warning: " + f.Value, yellow}
+			}
+			t.row(m.Name, f.Name, value)
+		}
+	}
+	if len(t.rows) == head {
+		return nil
+	}
+	fmt.Fprintln(w)
+	return t.writeTo(w)
 }
 
 func groupState(state api.GroupState) cell {

@@ -24,7 +24,8 @@ func (m *members) Status() api.Status {
 		Name: "default", State: api.GroupDegraded, Primary: "hsm-a", MinCopies: 2, Keys: 7, BelowMinCopies: 3, WithoutCopy: 1,
 		Members: []api.Member{
 			{Name: "hsm-a", Driver: "softhsm", Role: api.RoleActive, State: api.MemberActive, CKR: "CKR_OK", Since: since, InFlight: 3, Commands: 1234,
-				LatencyP50: 80, LatencyP99: 310, Keys: 7, DriverPID: 4711, Token: api.Token{Label: "hsm-a", Serial: "0a1b", Manufacturer: "SoftHSM project", Model: "SoftHSM v2", Firmware: "2.6"}},
+				LatencyP50: 80, LatencyP99: 310, Keys: 7, DriverPID: 4711, Token: api.Token{Label: "hsm-a", Serial: "0a1b", Manufacturer: "SoftHSM project", Model: "SoftHSM v2", Firmware: "2.6",
+					Facts: []api.Fact{{Name: "storage", Value: "40 % used"}, {Name: "clock", Value: "3 h behind", Warning: true}}}},
 			{Name: "hsm-b", Driver: "softhsm", Role: api.RoleStandby, State: api.MemberStandby, CKR: "CKR_OK", Since: since.Add(time.Second), Keys: 7},
 			{Name: "hsm-c", Driver: "luna", Role: api.RoleActive, State: api.MemberDown, CKR: "CKR_DEVICE_ERROR", Since: since.Add(time.Minute), Reason: "the driver\x1b[2J ended \u202ebackwards",
 				Errors: 2, Keys: 5, Missing: 2, RecoveryAttempts: 4},

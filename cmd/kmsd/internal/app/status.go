@@ -215,6 +215,11 @@ func troubles(m api.Member, now time.Time) []string {
 	if m.Quarantined > 0 {
 		add("copies with another value, in quarantine: %d; kmsd group sync names them", m.Quarantined)
 	}
+	for _, f := range m.Token.Facts {
+		if f.Warning {
+			add("warning: %s: %s", f.Name, f.Value)
+		}
+	}
 	if m.Foreign > 0 {
 		add("objects that nobody here knows: %d; kmsd group sync lists them", m.Foreign)
 	}

@@ -97,6 +97,9 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 			[]string{"syncing 0 of 100"}},
 		{"one that drains says how to end that", api.Member{State: api.MemberDraining, Role: api.RoleStandby},
 			[]string{"takes nothing new; to end that: kmsd member standby hsm-a"}},
+		{"what its token warns of is told, and what else there is to know is not", api.Member{State: api.MemberActive, Token: api.Token{Facts: []api.Fact{
+			{Name: "storage", Value: "97 % of 2 MiB used", Warning: true}, {Name: "protocols", Value: "cpv4"}}}},
+			[]string{"warning: storage: 97 % of 2 MiB used"}},
 		{"what is strange on it is counted", api.Member{State: api.MemberActive, Foreign: 3, Quarantined: 1},
 			[]string{"copies with another value, in quarantine: 1; kmsd group sync names them", "objects that nobody here knows: 3; kmsd group sync lists them"}},
 	} {
