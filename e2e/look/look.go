@@ -102,8 +102,8 @@ func Secret(path string) ([]byte, error) {
 // openTimeout is for a driver to open a token.
 const openTimeout = 20 * time.Second
 
-// OpenToken runs a driver of its own on the token of a member of the first group; bin
-// is the folder of kmsd-driver-softhsm. close ends it.
+// OpenToken runs a member's driver once more, on the token of that member of the first
+// group; bin is the folder of drivers. close ends it.
 func OpenToken(ctx context.Context, bin string, cfg Config, member string) (_ pluginproto.Driver, close func(), err error) {
 	m, err := cfg.Member(member)
 	if err != nil {
@@ -112,7 +112,7 @@ func OpenToken(ctx context.Context, bin string, cfg Config, member string) (_ pl
 	p := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  pluginproto.Handshake(),
 		Plugins:          plugin.PluginSet{pluginproto.PluginName: pluginproto.NewPlugin(pluginproto.ClientOptions{})},
-		Cmd:              exec.Command(filepath.Join(bin, "kmsd-driver-softhsm")),
+		Cmd:              exec.Command(filepath.Join(bin, "kmsd-driver-"+m.Driver)),
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
@@ -149,24 +149,32 @@ func OpenToken(ctx context.Context, bin string, cfg Config, member string) (_ pl
 	return d, func() { d.Close(); p.Kill() }, nil
 }
 
-// Unwrap decrypts an envelope on one token. The layout of envelopes is written down
-// here a second time, so that a change of it is noticed.
+// Unwrap decrypts an envelope on one token. The layouts of envelopes are written down
+// here a second time, so that a change of them is noticed.
 func Unwrap(ctx context.Context, d pluginproto.Driver, envelope, aad []byte) ([]byte, error) {
 	const (
 		identity = 4 + 1 + 1     // after "KMSD", the format version and the algorithm
-		iv       = identity + 16 // bytes of a pluginproto.KeyID
-		header   = iv + 12
+		behind   = identity + 16 // bytes of a pluginproto.KeyID
 	)
-	if len(envelope) < header+16 || string(envelope[:4]) != "KMSD" || envelope[4] != 1 {
+	if len(envelope) <= behind || string(envelope[:4]) != "KMSD" {
 		return nil, fmt.Errorf("an envelope of %d bytes that begins with %x", len(envelope), envelope[:min(6, len(envelope))])
+	}
+	header, iv := behind+12, behind // of format version 1, which authenticates its IV of 12 bytes
+	end := header
+	if envelope[4] != 1 {
+		header, iv = behind, behind+1 // the IV's length
+		end = iv + int(envelope[behind])
+	}
+	if envelope[4] > 2 || len(envelope) < end+16 {
+		return nil, fmt.Errorf("an envelope of %d bytes that begins with %x", len(envelope), envelope[:behind+1])
 	}
 	r, err := d.Do(ctx, pluginproto.Command{
 		Op:    pluginproto.OpDecrypt,
 		Mech:  pluginproto.AESGCM,
-		Key:   pluginproto.KeyID(envelope[identity:iv]),
-		IV:    envelope[iv:header],
+		Key:   pluginproto.KeyID(envelope[identity:behind]),
+		IV:    envelope[iv:end],
 		AAD:   append(bytes.Clone(envelope[:header]), aad...),
-		Input: envelope[header:],
+		Input: envelope[end:],
 	})
 	return r.Output, err
 }
