@@ -38,11 +38,12 @@ e2e: deps deps-mariadb ## real tokens, real processes, real signals
 # A new seed is drawn unless one is given.
 FAULTS  := 300
 MEMBERS := 3
+DRIVER  := softhsm
 KINDS   :=
 SEED    := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 
-chaos: deps ## random faults under load: FAULTS=300, SEED=N tries a run again, MEMBERS=3, KINDS=kill-driver,drain
-	$(GO) test -count=1 -v -timeout 60m ./e2e/chaos -run '^TestChaos$$' -args -seed $(SEED) -faults $(FAULTS) -members $(MEMBERS) -kinds '$(KINDS)'
+chaos: deps ## random faults under load: DRIVER=luna, FAULTS=300, SEED=N tries a run again, MEMBERS=3, KINDS=kill-driver,drain
+	$(GO) test -count=1 -v -timeout 60m ./e2e/chaos -run '^TestChaos$$' -args -driver $(DRIVER) -seed $(SEED) -faults $(FAULTS) -members $(MEMBERS) -kinds '$(KINDS)'
 
 KEYS := 200
 

@@ -17,8 +17,9 @@ import (
 )
 
 var (
+	driver   = flag.String("driver", "", "what the members are: softhsm or luna; \"\": softhsm, and without a seed luna too")
 	seed     = flag.Uint64("seed", 0, "the seed of the faults; 0: a fixed one, and a new one with half as many faults")
-	faults   = flag.Int("faults", 25, "how many faults a run has; 25 have every kind once")
+	faults   = flag.Int("faults", 0, "how many faults a run has; 0: as many as there are kinds")
 	members  = flag.Int("members", 3, "how many members the group has")
 	kinds    = flag.String("kinds", "", "only faults of these kinds, separated by commas; \"\" means all")
 	planOnly = flag.Bool("plan", false, "print the plan of the seed and do nothing")
@@ -49,25 +50,50 @@ func build(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := devserver.Build(t.Context(), dir, map[string]string{"chaos-driver": "kmsd/e2e/chaos/driver"}); err != nil {
+	if err := devserver.Build(t.Context(), dir, map[string]string{
+		"chaos-driver": "kmsd/e2e/chaos/driver", "kmsd-driver-luna": "kmsd/plugins/luna",
+	}); err != nil {
 		os.RemoveAll(dir)
 		t.Fatal(err)
 	}
 	bin = dir
 }
 
+// run is what the plan of one run follows from.
+type run struct {
+	driver chaos.Driver
+	seed   uint64
+	faults int
+}
+
+// runs are those that the flags ask for.
+func runs() (all []run) {
+	add := func(d chaos.Driver, seed uint64, share int) {
+		n := *faults
+		if n == 0 {
+			n = len(chaos.Kinds(d))
+		}
+		all = append(all, run{d, seed, n / share})
+	}
+	d := chaos.Driver(*driver)
+	if d == "" {
+		d = chaos.SoftHSM
+	}
+	if *seed != 0 {
+		add(d, *seed, 1)
+		return all
+	}
+	add(d, fixedSeed, 1)
+	add(d, uint64(rand.Uint32()), 2)
+	if *driver == "" {
+		add(chaos.Luna, fixedSeed, 1)
+	}
+	return all
+}
+
 // TestChaos carries out the faults of a seed while programs wrap, unwrap and sign and
 // operators make, rotate and destroy keys, and then checks every promise.
 func TestChaos(t *testing.T) {
-	runs := []struct {
-		seed   uint64
-		faults int
-	}{{*seed, *faults}}
-	if *seed == 0 {
-		runs[0].seed = fixedSeed
-		runs = append(runs, runs[0])
-		runs[1].seed, runs[1].faults = uint64(rand.Uint32()), *faults/2
-	}
 	var only []chaos.Kind
 	for k := range strings.SplitSeq(*kinds, ",") {
 		if k != "" {
@@ -77,8 +103,8 @@ func TestChaos(t *testing.T) {
 	if !*planOnly {
 		build(t)
 	}
-	for _, r := range runs {
-		plan, err := chaos.New(r.seed, r.faults, *members, only...)
+	for _, r := range runs() {
+		plan, err := chaos.New(r.driver, r.seed, r.faults, *members, only...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +112,7 @@ func TestChaos(t *testing.T) {
 			t.Log(plan)
 			continue
 		}
-		t.Run(fmt.Sprintf("seed %d", r.seed), func(t *testing.T) { carryOut(t, plan) })
+		t.Run(fmt.Sprintf("%s seed %d", r.driver, r.seed), func(t *testing.T) { carryOut(t, plan) })
 	}
 }
 
@@ -94,10 +120,10 @@ func TestChaos(t *testing.T) {
 func carryOut(t *testing.T, plan chaos.Plan) {
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("to try it again: make chaos SEED=%d FAULTS=%d MEMBERS=%d\n%v", plan.Seed, len(plan.Steps), plan.Members, plan)
+			t.Logf("to try it again: make chaos DRIVER=%s SEED=%d FAULTS=%d MEMBERS=%d\n%v", plan.Driver, plan.Seed, len(plan.Steps), plan.Members, plan)
 		}
 	})
-	s := newSite(t, plan.Members)
+	s := newSite(t, plan.Driver, plan.Members)
 	history := new(chaos.History)
 	load := startLoad(t, s, history)
 	begin := time.Now()
@@ -152,7 +178,7 @@ func (s *site) suffer(t *testing.T, plan chaos.Plan) (begun int) {
 			err := carry[step.Kind](ctx, s, step)
 			failed := s.hadFailed(step.Hurts(plan.Members))
 			s.report.healed(step.Kind, time.Since(begin), failed)
-			if failed && step.Kind != chaos.TokenReplaced {
+			if failed && !step.Kind.Permanent() {
 				t.Errorf("fault %d at %s, %v: the member was failed, as if somebody had to mend it", i+1, begin.Format(clock), step)
 			}
 			s.report.weigh(s.pid())

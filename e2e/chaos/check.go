@@ -54,6 +54,7 @@ func Check(requests []Request, final Final) []Violation {
 	c.envelopes(requests)
 	c.ends()
 	c.tokens()
+	c.bytes()
 	c.named(requests)
 	return c.found
 }
@@ -339,6 +340,35 @@ func (c *checker) tokens() {
 		for _, id := range slices.Sorted(maps.Keys(c.final.Living)) {
 			if _, ok := held[id]; !ok {
 				c.report(Missing, "%s does not hold %s", member, id)
+			}
+		}
+	}
+}
+
+// bytes compares what the keys on the tokens are, whatever their drivers say of them.
+func (c *checker) bytes() {
+	first := map[string]string{} // :: identity → the member that showed it
+	for _, member := range slices.Sorted(maps.Keys(c.final.Bytes)) {
+		held := c.final.Bytes[member]
+		for _, id := range slices.Sorted(maps.Keys(held)) {
+			other, seen := first[id]
+			_, living := c.final.Living[id]
+			switch {
+			case c.final.Known[id]:
+			case seen && c.final.Bytes[other][id] != held[id]:
+				c.report(Different, "the bytes of %s on %s are not those on %s", id, member, other)
+			case c.final.Gone[id]:
+				c.report(Resurrected, "%s keeps %s, which was destroyed", member, id)
+			case !living:
+				c.report(Stray, "%s keeps %s", member, id)
+			}
+			if !seen {
+				first[id] = member
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(c.final.Living)) {
+			if _, ok := held[id]; !ok {
+				c.report(Missing, "%s does not keep %s", member, id)
 			}
 		}
 	}

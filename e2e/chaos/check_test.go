@@ -73,10 +73,12 @@ func story() []chaos.Request {
 // ending is how that run ends.
 func ending() chaos.Final {
 	both := func() map[string]string { return map[string]string{"id1": "c1", "id2": "c2"} }
+	bytes := func() map[string]string { return map[string]string{"id1": "b1", "id2": "b2"} }
 	return chaos.Final{
 		Living: both(),
 		Gone:   map[string]bool{"id4": true},
 		Tokens: map[string]map[string]string{"a": both(), "b": both(), "c": both()},
+		Bytes:  map[string]map[string]string{"a": bytes(), "b": bytes(), "c": bytes()},
 		States: map[string]api.State{"shop": api.StateEnabled, "gone": api.StateDestroyed},
 	}
 }
@@ -151,6 +153,10 @@ func TestEveryBrokenPromiseAtTheEndIsFound(t *testing.T) {
 		{"a destroyed key on a token", func(f *chaos.Final) { f.Tokens["b"]["id4"] = "c4" }, chaos.Resurrected},
 		{"a token without a key", func(f *chaos.Final) { delete(f.Tokens["c"], "id2") }, chaos.Missing},
 		{"another check value", func(f *chaos.Final) { f.Tokens["c"]["id2"] = "c9" }, chaos.Different},
+		{"other bytes under one identity", func(f *chaos.Final) { f.Bytes["c"]["id2"] = "b9" }, chaos.Different},
+		{"bytes that the catalog does not know", func(f *chaos.Final) { f.Bytes["b"]["x"] = "b9" }, chaos.Stray},
+		{"the bytes of a destroyed key", func(f *chaos.Final) { f.Bytes["b"]["id4"] = "b4" }, chaos.Resurrected},
+		{"a token that does not keep the bytes of a key", func(f *chaos.Final) { delete(f.Bytes["c"], "id2") }, chaos.Missing},
 		{"a key that kmsd itself finds wrong", func(f *chaos.Final) { f.Unverified = map[string]string{"shop": "c: missing"} }, chaos.Different},
 		{"a destroyed key that is enabled", func(f *chaos.Final) { f.States["gone"] = api.StateEnabled }, chaos.Resurrected},
 		{"a key that is away", func(f *chaos.Final) { delete(f.States, "shop") }, chaos.Lost},

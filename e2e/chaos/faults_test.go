@@ -12,7 +12,6 @@ import (
 
 	"kmsd/e2e/chaos"
 	"kmsd/internal/devserver"
-	"kmsd/internal/faultlib"
 	"kmsd/kms/api"
 	"kmsd/pluginproto"
 )
@@ -27,10 +26,10 @@ var carry = map[chaos.Kind]func(context.Context, *site, chaos.Step) error{
 	chaos.Garbage:         startFault("garbage"),
 	chaos.WrongVersion:    startFault("version"),
 	chaos.KillOthers:      killOthers,
-	chaos.SessionsClosed:  libraryFault(faultlib.CloseSessions, 0),
-	chaos.LoggedOut:       libraryFault(faultlib.Logout, 0),
-	chaos.DeviceMemory:    libraryFault(faultlib.Answer, deviceMemory),
-	chaos.DeviceError:     libraryFault(faultlib.Answer, pluginproto.CKRDeviceError),
+	chaos.SessionsClosed:  libraryFault(closeSessions, 0),
+	chaos.LoggedOut:       libraryFault(logout, 0),
+	chaos.DeviceMemory:    libraryFault(answer, deviceMemory),
+	chaos.DeviceError:     libraryFault(answer, pluginproto.CKRDeviceError),
 	chaos.HungCall:        hungCall,
 	chaos.TokenRemoved:    tokenRemoved,
 	chaos.TokenReplaced:   tokenReplaced,
@@ -45,6 +44,11 @@ var carry = map[chaos.Kind]func(context.Context, *site, chaos.Step) error{
 	chaos.ReloadRemove:    reloadRemove,
 	chaos.FreezeDaemon:    func(ctx context.Context, s *site, step chaos.Step) error { return s.freeze(ctx, step.Hold) },
 	chaos.LoseAll:         loseAll,
+	chaos.Deactivated:     deactivated,
+	chaos.PowerCycled:     powerCycled,
+	chaos.Tampered:        tampered,
+	chaos.SlowKeys:        keyFault(sleep, 0),
+	chaos.AnswerLost:      keyFault(lose, pluginproto.CKRDeviceError),
 }
 
 const deviceMemory = 0x31 // CKR_DEVICE_MEMORY
@@ -199,21 +203,21 @@ func slowStart(ctx context.Context, s *site, step chaos.Step) error {
 // member that has nothing to do makes no calls.
 const firing = 2 * time.Second
 
-func libraryFault(what faultlib.What, answer uint) func(context.Context, *site, chaos.Step) error {
+func libraryFault(what what, answer uint) func(context.Context, *site, chaos.Step) error {
 	return func(ctx context.Context, s *site, step chaos.Step) error {
 		h := s.hsms[step.Member]
-		h.lib.Arm(s.t, 0, faultlib.Fault{What: what, Function: step.Function, After: uint32(step.After), Times: uint32(step.Times), Arg: uint32(answer)})
-		defer h.lib.Disarm(s.t, 0)
+		h.token.arm(fault{what: what, function: step.Function, after: step.After, times: step.Times, arg: answer})
+		defer h.token.disarm()
 		soon, cancel := context.WithTimeout(ctx, firing)
 		defer cancel()
 		// Whether all of them come depends on what the member is asked for.
 		_ = devserver.Poll(soon, func() error {
-			if left := h.lib.Left(s.t, 0); left > 0 {
+			if left := h.token.left(); left > 0 {
 				return fmt.Errorf("%d are left", left)
 			}
 			return nil
 		})
-		h.lib.Disarm(s.t, 0)
+		h.token.disarm()
 		_, err := s.whole(ctx, h, 0)
 		return err
 	}
@@ -221,34 +225,25 @@ func libraryFault(what faultlib.What, answer uint) func(context.Context, *site, 
 
 func hungCall(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	h.lib.Arm(s.t, 0, faultlib.Fault{What: faultlib.Hang, Function: step.Function, After: uint32(step.After)})
+	h.token.arm(fault{what: hang, function: step.Function, after: step.After, times: 1})
 	pause(ctx, step.Hold)
-	h.lib.Disarm(s.t, 0)
+	h.token.disarm()
 	_, err := s.whole(ctx, h, 0)
 	return err
 }
 
-// tokenRemoved pulls the token out, and puts it back. Every other time the library finds
-// a place without a token, and not even the place else.
+// tokenRemoved pulls the token out, and puts it back.
 func tokenRemoved(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	away := h.tokens() + ".away"
-	if err := os.Rename(h.tokens(), away); err != nil {
+	back, err := h.token.remove(step.After)
+	if err != nil {
 		return err
-	}
-	if step.After%2 == 0 {
-		if err := os.MkdirAll(h.tokens(), 0o700); err != nil {
-			return err
-		}
 	}
 	pause(ctx, step.Hold)
-	if err := os.RemoveAll(h.tokens()); err != nil { // a driver may have made it anew
+	if err := back(); err != nil {
 		return err
 	}
-	if err := os.Rename(away, h.tokens()); err != nil {
-		return err
-	}
-	_, err := s.whole(ctx, h, 0)
+	_, err = s.whole(ctx, h, 0)
 	return err
 }
 
@@ -288,7 +283,7 @@ func (s *site) deleteObject(ctx context.Context, h *hsm, choice int) error {
 
 func tokenDiskFull(ctx context.Context, s *site, step chaos.Step) error {
 	h := s.hsms[step.Member]
-	free, err := h.disk.fill()
+	free, err := h.token.fill()
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ func (s *site) inspect(t *testing.T, l *load) chaos.Final {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	final := chaos.Final{States: map[string]api.State{}, Unverified: map[string]string{}, Tokens: map[string]map[string]string{}}
+	final := chaos.Final{States: map[string]api.State{}, Unverified: map[string]string{}, Tokens: map[string]map[string]string{}, Bytes: map[string]map[string]string{}}
 	if _, err := devserver.AwaitWhole(ctx, s.operator); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +111,9 @@ func (s *site) readDisks(ctx context.Context, t *testing.T, final *chaos.Final) 
 			held[o.ID.String()] = checkValue(o.CheckValue)
 		}
 		final.Tokens[h.name] = held
+		if k, ok := h.token.(*lunaToken); ok {
+			final.Bytes[h.name] = k.bytes()
+		}
 	}
 }
 

@@ -115,6 +115,9 @@ type Final struct {
 	Open   []string                     // operations that the catalog has open still, and tombstones that some member has not taken
 	Tokens map[string]map[string]string // member → identity → check value of the object
 	Known  map[string]bool              // identities on tokens that are nobody's business
+	// Bytes are what the keys on a token are, read from where it keeps them: member →
+	// identity → digest. Empty where nobody could look.
+	Bytes map[string]map[string]string
 	// States are what kmsd says of each key.
 	States map[string]api.State
 	// Unverified are the keys of which kmsd itself says that some copy is not what it

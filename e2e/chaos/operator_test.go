@@ -1,15 +1,9 @@
 package chaos_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -151,66 +145,49 @@ func tokenReplaced(ctx context.Context, s *site, step chaos.Step) error {
 	if err != nil {
 		return err
 	}
-	old := h.tokens() + ".old"
-	if err := os.Rename(h.tokens(), old); err != nil {
+	forget, err := h.token.replace(ctx)
+	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(old)
-	if err := s.initToken(ctx, h); err != nil {
-		return err
-	}
+	defer forget()
 	if err := h.signal(m.DriverPID, syscall.SIGKILL); err != nil {
 		return err
 	}
 	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	isFailed := func(m api.Member) bool { return m.State == api.MemberFailed }
 	if _, err := s.await(soon, h, "failed", isFailed); err != nil {
 		return err
 	}
 	pause(ctx, step.Hold)
-	if err := s.operator.Recover(ctx, group, h.name); err == nil {
-		return fmt.Errorf("%s has recovered with another token", h.name)
+	if err := s.recoverInVain(soon, h); err != nil {
+		return err
 	}
-	if now, err := s.await(soon, h, "failed", isFailed); err != nil {
+	return s.accept(ctx, h)
+}
+
+func isFailed(m api.Member) bool { return m.State == api.MemberFailed }
+
+// recoverInVain has a member that is failed recovered, which may not help.
+func (s *site) recoverInVain(ctx context.Context, h *hsm) error {
+	if err := s.operator.Recover(ctx, group, h.name); err == nil {
+		return fmt.Errorf("%s has recovered", h.name)
+	}
+	if now, err := s.await(ctx, h, "failed", isFailed); err != nil {
 		return fmt.Errorf("after a recovery in vain, %s: %w", now.State, err)
 	}
+	return nil
+}
+
+// accept says that the token in the place of a member's is the member's from now on.
+func (s *site) accept(ctx context.Context, h *hsm) error {
 	if err := s.admin(ctx, "member replace", func(a api.Admin) error {
 		_, err := a.ReplaceMember(ctx, group, h.name, nil)
 		return err
 	}); err != nil {
 		return err
 	}
-	_, err = s.whole(ctx, h, 0)
+	_, err := s.whole(ctx, h, 0)
 	return err
-}
-
-// initToken makes a token with the label and the PIN of a member.
-func (s *site) initToken(ctx context.Context, h *hsm) error {
-	if err := os.MkdirAll(h.tokens(), 0o700); err != nil {
-		return err
-	}
-	pin, err := look.Secret(h.conf.PIN.File)
-	if err != nil {
-		return err
-	}
-	soPIN, err := look.Secret(strings.TrimSuffix(h.conf.PIN.File, ".pin") + ".so-pin")
-	if err != nil {
-		return err
-	}
-	request, err := json.Marshal(map[string]string{
-		"softhsm_conf": h.conf.Settings["softhsm_conf"], "label": h.conf.Settings["token_label"],
-		"pin": string(pin), "so_pin": string(soPIN),
-	})
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "kmsd-driver-softhsm"), "init-token")
-	cmd.Stdin = bytes.NewReader(request)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("making a token: %w: %s", err, out)
-	}
-	return nil
 }
 
 // open runs a driver of the test's own on the token of a member.

@@ -62,15 +62,40 @@ const (
 	LoseAll      Kind = "lose-all"      // every driver is killed, and every new one ends at once, for Hold
 )
 
-// Kinds returns every kind.
-func Kinds() []Kind {
-	return []Kind{
+// Faults that only a Luna partition has.
+const (
+	Deactivated Kind = "deactivated" // nobody is let in for Hold; After chooses what it answers
+	PowerCycled Kind = "power-cycled"
+	Tampered    Kind = "tampered"    // for good; another partition is in its place after Hold
+	SlowKeys    Kind = "slow-keys"   // Function takes Hold, which is longer than a command may, Times times
+	AnswerLost  Kind = "answer-lost" // Function is carried out and answers a failure, Times times
+)
+
+// Driver is what kind of HSM the members of a run are.
+type Driver string
+
+// The drivers of a run.
+const (
+	SoftHSM Driver = "softhsm"
+	Luna    Driver = "luna"
+)
+
+// Kinds returns every kind that this driver's tokens can suffer.
+func Kinds(d Driver) []Kind {
+	kinds := []Kind{
 		KillDriver, FreezeDriver, CrashAtStart, SlowStart, Garbage, WrongVersion, KillOthers,
 		SessionsClosed, LoggedOut, DeviceMemory, DeviceError, HungCall,
 		TokenRemoved, TokenReplaced, ObjectDeleted, TokenDiskFull, CatalogDiskFull,
 		Drain, Standby, RemoveAdd, Reload, KillDaemon, ReloadRemove, FreezeDaemon, LoseAll,
 	}
+	if d == Luna {
+		kinds = append(kinds, Deactivated, PowerCycled, Tampered, SlowKeys, AnswerLost)
+	}
+	return kinds
 }
+
+// Permanent says whether an operator has to mend it: the member is failed meanwhile.
+func (k Kind) Permanent() bool { return k == TokenReplaced || k == Tampered }
 
 // Step is one fault of a plan. What a kind does not need is zero.
 type Step struct {
@@ -122,6 +147,7 @@ func (s Step) String() string {
 // Plan is the faults of one run, in the order in which they begin. Those of different
 // members overlap.
 type Plan struct {
+	Driver  Driver
 	Seed    uint64
 	Members int
 	Steps   []Step
@@ -129,22 +155,25 @@ type Plan struct {
 
 // New makes the plan of a seed: the same one for the same arguments. Kinds come in
 // rounds, each in another order, so that a plan as long as there are kinds has all of
-// them. No kinds means all. At least two members are needed, as one is left whole by
-// every kind but LoseAll.
-func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
+// them. No kinds means all that the driver has. At least two members are needed, as one is
+// left whole by every kind but LoseAll.
+func New(d Driver, seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
+	if d != SoftHSM && d != Luna {
+		return Plan{}, fmt.Errorf("the members can be %s or %s, not %q", SoftHSM, Luna, d)
+	}
 	if len(kinds) == 0 {
-		kinds = Kinds()
+		kinds = Kinds(d)
 	}
 	for _, k := range kinds {
-		if !slices.Contains(Kinds(), k) {
-			return Plan{}, fmt.Errorf("no fault is named %q; there are %q", k, Kinds())
+		if !slices.Contains(Kinds(d), k) {
+			return Plan{}, fmt.Errorf("no fault of %s is named %q; there are %q", d, k, Kinds(d))
 		}
 	}
 	if members < 2 || faults < 0 {
 		return Plan{}, fmt.Errorf("%d faults on %d members: one member is left whole, so at least 2 are needed", faults, members)
 	}
 	r := rand.New(rand.NewPCG(seed, uint64(members)))
-	p := Plan{Seed: seed, Members: members}
+	p := Plan{Driver: d, Seed: seed, Members: members}
 	var deck []Kind
 	for len(p.Steps) < faults {
 		if len(deck) == 0 {
@@ -165,6 +194,9 @@ func New(seed uint64, faults, members int, kinds ...Kind) (Plan, error) {
 // hotCalls are the functions that a driver calls while it serves.
 var hotCalls = [...]string{"*", "C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt", "C_GenerateRandom"} // never written to
 
+// keyCalls are the functions by which keys are made, destroyed and cloned.
+var keyCalls = [...]string{"C_GenerateKey", "C_DestroyObject", "CA_Extract", "CA_Insert", "CA_MigrationContinueSessionNegotiation"} // never written to
+
 // step draws the parameters of a fault. It draws all of them for every kind, so that a
 // kind that is changed does not change the steps behind it.
 func step(r *rand.Rand, kind Kind, members int) Step {
@@ -172,12 +204,14 @@ func step(r *rand.Rand, kind Kind, members int) Step {
 	short, long := milliseconds(r, 50, 1000), milliseconds(r, 200, 3500)
 	function, after, burst, choice := hotCalls[r.IntN(len(hotCalls))], r.IntN(20), 10+r.IntN(30), 1+r.IntN(1<<20)
 	switch kind {
-	case KillDriver, KillOthers, KillDaemon:
+	case KillDriver, KillOthers, KillDaemon, PowerCycled:
 	case FreezeDriver, FreezeDaemon, HungCall:
 		s.Hold = long
 	case SlowStart:
 		s.Hold = 2*time.Second + short
-	case ObjectDeleted, TokenRemoved:
+	case SlowKeys:
+		s.Hold = long + 2*time.Second
+	case ObjectDeleted, TokenRemoved, Deactivated:
 		s.Hold, s.After = short, choice
 	default:
 		s.Hold = short
@@ -189,6 +223,10 @@ func step(r *rand.Rand, kind Kind, members int) Step {
 		s.Hold, s.Function, s.After, s.Times = 0, function, after, burst
 	case HungCall:
 		s.Function, s.After, s.Times = function, after, 1
+	case SlowKeys:
+		s.Function, s.Times = keyCalls[0], 1
+	case AnswerLost:
+		s.Function, s.After, s.Times = keyCalls[choice%len(keyCalls)], after%4, 1+burst%3
 	}
 	return s
 }
@@ -200,7 +238,7 @@ func milliseconds(r *rand.Rand, least, most int) time.Duration {
 // String is the plan as one reads it, a step a line.
 func (p Plan) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %d faults on %d members\n", p.Seed, len(p.Steps), p.Members)
+	fmt.Fprintf(&b, "seed %d: %d faults on %d members of %s\n", p.Seed, len(p.Steps), p.Members, p.Driver)
 	for i, s := range p.Steps {
 		fmt.Fprintf(&b, "%4d  %v\n", i+1, s)
 	}

@@ -1,6 +1,7 @@
 package chaos_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -10,7 +11,7 @@ import (
 
 func TestThePlanFollowsFromItsSeed(t *testing.T) {
 	plan := func(seed uint64, members int) string {
-		p, err := chaos.New(seed, 300, members)
+		p, err := chaos.New(chaos.SoftHSM, seed, 300, members)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -30,26 +31,28 @@ func TestThePlanFollowsFromItsSeed(t *testing.T) {
 }
 
 func TestAPlanHasEveryKindAndOnlyOneLosesAll(t *testing.T) {
-	kinds := chaos.Kinds()
-	p, err := chaos.New(3, len(kinds), 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range p.Steps {
-		if n := len(s.Hurts(3)); n > 2 && s.Kind != chaos.LoseAll {
-			t.Errorf("%v hurts %d of 3 members", s, n)
+	for _, driver := range []chaos.Driver{chaos.SoftHSM, chaos.Luna} {
+		kinds := chaos.Kinds(driver)
+		p, err := chaos.New(driver, 3, len(kinds), 3)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if i := slices.Index(kinds, s.Kind); i >= 0 {
-			kinds = slices.Delete(kinds, i, i+1)
+		for _, s := range p.Steps {
+			if n := len(s.Hurts(3)); n > 2 && s.Kind != chaos.LoseAll {
+				t.Errorf("%v hurts %d of 3 members", s, n)
+			}
+			if i := slices.Index(kinds, s.Kind); i >= 0 {
+				kinds = slices.Delete(kinds, i, i+1)
+			}
 		}
-	}
-	if len(kinds) > 0 {
-		t.Errorf("the plan is without %v", kinds)
+		if len(kinds) > 0 {
+			t.Errorf("the plan for %s is without %v", driver, kinds)
+		}
 	}
 }
 
 func TestAPlanCanBeOfSomeKindsOnly(t *testing.T) {
-	p, err := chaos.New(3, 20, 3, chaos.KillDriver, chaos.Drain)
+	p, err := chaos.New(chaos.SoftHSM, 3, 20, 3, chaos.KillDriver, chaos.Drain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,19 +61,24 @@ func TestAPlanCanBeOfSomeKindsOnly(t *testing.T) {
 			t.Errorf("the plan has %v", s)
 		}
 	}
-	if _, err := chaos.New(3, 20, 3, "bad-luck"); err == nil || !strings.Contains(err.Error(), `"bad-luck"`) {
-		t.Errorf("got %v, want an error that names the kind", err)
+	for _, bad := range []chaos.Kind{"bad-luck", chaos.Tampered} {
+		if _, err := chaos.New(chaos.SoftHSM, 3, 20, 3, bad); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", bad)) {
+			t.Errorf("got %v, want an error that names the kind %s", err, bad)
+		}
+	}
+	if _, err := chaos.New("abacus", 3, 20, 3); err == nil || !strings.Contains(err.Error(), `"abacus"`) {
+		t.Errorf("got %v, want an error that names the driver", err)
 	}
 }
 
 func TestAPlanNeedsTwoMembers(t *testing.T) {
-	if _, err := chaos.New(1, 10, 1); err == nil || !strings.Contains(err.Error(), "at least 2") {
+	if _, err := chaos.New(chaos.SoftHSM, 1, 10, 1); err == nil || !strings.Contains(err.Error(), "at least 2") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestEveryKindCanBeCarriedOut(t *testing.T) {
-	for _, k := range chaos.Kinds() {
+	for _, k := range chaos.Kinds(chaos.Luna) { // which has all
 		if carry[k] == nil {
 			t.Errorf("nothing carries out %s", k)
 		}

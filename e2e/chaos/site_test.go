@@ -3,6 +3,7 @@ package chaos_test
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,9 +15,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"kmsd/e2e/chaos"
 	"kmsd/e2e/look"
 	"kmsd/internal/devserver"
-	"kmsd/internal/faultlib"
 	"kmsd/kms/api"
 	"kmsd/kms/client"
 )
@@ -46,15 +47,11 @@ type site struct {
 type hsm struct {
 	name   string
 	driver string // path of the program
-	lib    *faultlib.Library
-	disk   disk // of its token
+	token  token
 	conf   look.Member
 
 	failed bool // in the fault that it suffers; belongs to whom it is hurt by
 }
-
-// tokens is the folder of its token.
-func (h *hsm) tokens() string { return filepath.Join(h.disk.path, "tokens") }
 
 const (
 	startTimeout   = 30 * time.Second // for kmsd to answer, tokens made included
@@ -63,7 +60,7 @@ const (
 
 // newSite makes tokens and runs kmsd on them until the test ends; every member is
 // active.
-func newSite(t *testing.T, members int) *site {
+func newSite(t *testing.T, driver chaos.Driver, members int) *site {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*startTimeout)
 	defer cancel()
@@ -78,7 +75,7 @@ func newSite(t *testing.T, members int) *site {
 	if err := dev.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s.prepare(members)
+	s.prepare(driver, members)
 	if s.operator, err = s.env.Client(1); err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +84,9 @@ func newSite(t *testing.T, members int) *site {
 	}
 	t.Cleanup(s.end)
 	if _, err := devserver.AwaitWhole(ctx, s.operator); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.operator.CreateDatabase(ctx, database, api.DatabaseOptions{Key: masterKey}); err != nil && !errors.Is(err, api.ErrExists) {
 		t.Fatal(err)
 	}
 	return s
@@ -112,9 +112,9 @@ func (s *site) end() {
 	}
 }
 
-// prepare gives every member a driver, a library and a disk of its own that can be
-// made to fail.
-func (s *site) prepare(members int) {
+// prepare gives every member a driver and a token of its own that can be made to fail,
+// and the catalog a disk that can.
+func (s *site) prepare(driver chaos.Driver, members int) {
 	t := s.t
 	t.Helper()
 	path := filepath.Join(s.dir, "kmsd.yaml")
@@ -126,34 +126,25 @@ func (s *site) prepare(members int) {
 		t.Fatal(err)
 	}
 	s.catalog = newDisk(t, filepath.Join(s.dir, "catalog"))
-	// Its catalog has the master key of a database, which the tokens hold already.
 	catalog := filepath.Join(s.catalog.path, "catalog.db")
-	if b, err = os.ReadFile(filepath.Join(s.dir, "catalog.db")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(catalog, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	s.yaml["catalog"] = map[string]any{"bolt": map[string]any{"path": catalog}}
 	group := s.yaml["groups"].([]any)[0].(map[string]any)
 	group["command_timeout"] = commandTimeout.String()
 	group["recovery"] = map[string]any{"interval": "1s"}
-	names := make([]string, members)
-	for i := range names {
-		names[i] = fmt.Sprintf("library-%d", i)
-	}
-	libs := faultlib.Build(t, names...)
 	for i := range members {
 		m := s.entries()[i].(map[string]any)
-		h := &hsm{name: m["name"].(string), lib: libs[i]}
-		driver := "chaos-" + h.name
-		h.driver = filepath.Join(bin, "kmsd-driver-"+driver)
-		h.disk = newDisk(t, filepath.Join(s.dir, "disk-"+h.name))
-		settings := m["settings"].(map[string]any)
-		move(t, filepath.Join(s.dir, "tokens", h.name), h.tokens(), settings["softhsm_conf"].(string))
-		settings["module"] = libs[i].Path
-		m["driver"], m["sha256"] = driver, copyDriver(t, h.driver)
-		s.hsms = append(s.hsms, h)
+		s.hsms = append(s.hsms, &hsm{name: m["name"].(string)})
+	}
+	if driver == chaos.Luna {
+		s.useLuna()
+	} else {
+		s.useSoftHSM(catalog)
+	}
+	for i, h := range s.hsms {
+		name := fmt.Sprintf("chaos-%s-%s", driver, h.name)
+		h.driver = filepath.Join(bin, "kmsd-driver-"+name)
+		m := s.entries()[i].(map[string]any)
+		m["driver"], m["sha256"] = name, copyDriver(t, h.driver)
 	}
 	if err := s.writeConfig(); err != nil {
 		t.Fatal(err)

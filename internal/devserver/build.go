@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // program is a package of this module with a main function.
@@ -16,14 +17,14 @@ type program struct {
 
 // Build makes in dir kmsd and its driver for SoftHSM, and more programs of this module, each
 // a name with the path of its package. They are made without the race detector, as they
-// are used, and all but the driver without cgo. It needs to run inside the module.
+// are used, and all but drivers without cgo. It needs to run inside the module.
 //
 // The sockets of drivers come to be below the folder for temporary files; where that is dir,
 // its path has to be short.
 func Build(ctx context.Context, dir string, more map[string]string) error {
 	programs := []program{{"kmsd", "kmsd/cmd/kmsd", false}, {"kmsd-driver-softhsm", "kmsd/plugins/softhsm", true}}
 	for name, path := range more {
-		programs = append(programs, program{name, path, false})
+		programs = append(programs, program{name, path, strings.HasPrefix(path, "kmsd/plugins/")})
 	}
 	for _, p := range programs {
 		cgo := "CGO_ENABLED=0"

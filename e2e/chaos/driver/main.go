@@ -1,8 +1,9 @@
 // Command driver answers: what if the driver of an HSM cannot even start?
 //
-// It stands before the real driver: it becomes kmsd-driver-softhsm, which is beside
-// it, unless the file that is named as itself with ".fault" behind it says that it is to
-// misbehave first. The fault suite runs one copy for each member.
+// It stands before the real driver: as kmsd-driver-chaos-softhsm-NAME it becomes
+// kmsd-driver-softhsm, which is beside it, unless the file that is named as itself with
+// ".fault" behind it says that it is to misbehave first. The fault suite runs one copy for
+// each member.
 package main
 
 import (
@@ -54,7 +55,12 @@ func run() error {
 	default:
 		return fmt.Errorf("no fault is named %q", fault)
 	}
-	real := filepath.Join(filepath.Dir(self), "kmsd-driver-softhsm")
+	kind, ok := strings.CutPrefix(filepath.Base(self), "kmsd-driver-chaos-")
+	if !ok {
+		return fmt.Errorf("the name %s does not say which driver to become", self)
+	}
+	kind, _, _ = strings.Cut(kind, "-")
+	real := filepath.Join(filepath.Dir(self), "kmsd-driver-"+kind)
 	// The name stays this one's, so that whoever looks for the process finds the
 	// member's.
 	return syscall.Exec(real, os.Args, os.Environ())
