@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -141,24 +142,11 @@ func (e *end) find(t testing.TB, id string) []pkcs11.ObjectHandle {
 	return found
 }
 
-// word is something that one end says to the other: which one, and as its how many-th.
-type word struct {
-	source bool
-	step   int
-}
-
-func (w word) String() string {
-	if w.source {
-		return fmt.Sprintf("the source's word %d", w.step)
-	}
-	return fmt.Sprintf("the target's word %d", w.step)
-}
-
 // transfer relays between two ends.
 type transfer struct {
 	protocol string
-	alter    func(w word, said []byte) []byte // nil: leaves words as they are
-	heard    [][]byte                         // all words, as they were said
+	alter    func(n int, said []byte) []byte // of the word n of both; nil: leaves them as they are
+	heard    [][]byte                        // all words, as they were said
 }
 
 // run moves objects from one partition to another as the engine does, in sessions of the
@@ -184,11 +172,11 @@ func (x *transfer) run(t testing.TB, from, to *end, objects ...pkcs11.ObjectHand
 		give = objects
 	}
 	var said []byte
-	for step := range 8 {
-		if said, _, err = source.Step(said, give); err != nil {
+	for step, over := 0, false; !over; step++ {
+		if said, over, err = source.Step(said, give); err != nil {
 			return nil, fmt.Errorf("source, step %d: %w", step, err)
 		}
-		said = x.hear(word{true, step}, said)
+		said = x.hear(said)
 		var received []p11.Received
 		var done bool
 		if said, received, done, err = target.Step(said); err != nil {
@@ -197,16 +185,16 @@ func (x *transfer) run(t testing.TB, from, to *end, objects ...pkcs11.ObjectHand
 		if done {
 			return received, nil
 		}
-		said = x.hear(word{false, step}, said)
+		said = x.hear(said)
 		give = objects
 	}
 	return nil, fmt.Errorf("%s comes to no end", x.protocol)
 }
 
-func (x *transfer) hear(w word, said []byte) []byte {
-	x.heard = append(x.heard, append([]byte(nil), said...))
+func (x *transfer) hear(said []byte) []byte {
+	x.heard = append(x.heard, bytes.Clone(said))
 	if x.alter != nil {
-		said = x.alter(w, said)
+		said = x.alter(len(x.heard)-1, bytes.Clone(said))
 	}
 	return said
 }
