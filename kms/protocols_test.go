@@ -2,11 +2,13 @@ package kms_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
+	"kmsd/internal/memdriver"
 	"kmsd/kms/api"
 	"kmsd/pluginproto"
 )
@@ -62,4 +64,39 @@ func TestCheckSaysWhoCannotGiveKeysToWhom(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAMemberThatJoinsIsFilledInTransfersOfManyKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2, "hsm-x")
+		r.mustStart()
+		defer func() { r.stop() }()
+		for i := range 3 * cloneKeys {
+			r.create(fmt.Sprintf("key-%d", i))
+		}
+		r.add("hsm-x")
+		if n, want := r.spare["hsm-x"].driver().Calls(memdriver.CallCloneStep), 2*(1+3); n != want { // a canary, and three transfers
+			t.Errorf("%d steps, want %d", n, want)
+		}
+		r.wantVerified("key-0")
+	})
+}
+
+// Whoever crashes in the middle of a transfer of many keys, at either end, no key is lost
+// and none is left that should not be there.
+func TestACrashInATransferOfManyKeys(t *testing.T) {
+	atEveryStep(t, func(t *testing.T, step int) (more bool) {
+		r := newRig(t, 3).mustStart()
+		defer r.stop()
+		r.hsms[2].leave()
+		r.wantStates(active, active, down)
+		for i := range cloneKeys + 2 {
+			r.create(fmt.Sprintf("key-%d", i))
+		}
+		reached := r.interrupt(int64(step), func(h *hsm) { h.driver().Crash() })
+		r.hsms[2].come()
+		r.wantConsistent()
+		r.wantVerified("key-0")
+		return reached()
+	})
 }

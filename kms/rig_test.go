@@ -24,6 +24,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// cloneKeys is how many keys one transfer between members carries: more than one, as with
+// the newest HSMs, and few enough for tests to need several.
+const cloneKeys = 4
+
 // hsm is one member: a token, and the driver that has it open at the moment.
 type hsm struct {
 	name  string
@@ -44,7 +48,7 @@ func (h *hsm) open(context.Context) (pluginproto.Driver, error) {
 	if h.absent != nil {
 		return nil, h.absent
 	}
-	h.current = memdriver.New(memdriver.Options{Token: h.token, OwnIV: h.ownIV})
+	h.current = memdriver.New(memdriver.Options{Token: h.token, OwnIV: h.ownIV, CloneKeys: cloneKeys})
 	for _, f := range h.faults {
 		h.current.Script(f)
 	}
