@@ -167,6 +167,27 @@ func TestATransferAsksTheMemberThatIsKnownToHoldTheKeys(t *testing.T) {
 	}
 }
 
+func TestSourcesOfAnotherProtocolArePassedOver(t *testing.T) {
+	a := newCarrier(t, "hsm-a", 50)
+	copies := a.makeMany(t, 20)
+	b := newMemberOf(t, "hsm-b", memdriver.Options{CloneKeys: 50, CloneProtocol: "cpv1"})
+	c := newCarrier(t, "hsm-c", 50)
+	if r := apply(t, c, copies, from(b, a)); r.Cloned != 20 || len(r.Refused) != 0 {
+		t.Errorf("%d cloned, refused %v", r.Cloned, r.Refused)
+	}
+	if n, asked := a.Calls(memdriver.CallCloneStep), b.Calls(memdriver.CallCloneStep); n != 2 || asked != 0 {
+		t.Errorf("%d steps at the one that can, %d at the other; want 2 and 0", n, asked)
+	}
+	r := apply(t, b, copies, from(a, c))
+	if r.Cloned != 0 || len(r.Refused) != 20 {
+		t.Fatalf("%d cloned and %d refused where nobody shares a protocol", r.Cloned, len(r.Refused))
+	}
+	want := "they have no cloning protocol in common: hsm-a gives keys away by memory, hsm-b takes them by cpv1"
+	if text := r.Refused[0].Err.Error(); !strings.Contains(text, want) && !strings.Contains(text, "it was not tried") {
+		t.Errorf("refused with %q, want %q", text, want)
+	}
+}
+
 func TestATransferEndsWithTheTarget(t *testing.T) {
 	broken := &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "unwrapping"}
 	a, b := newCarrier(t, "hsm-a", 50), newCarrier(t, "hsm-b", 50)
