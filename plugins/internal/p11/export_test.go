@@ -1,6 +1,8 @@
 package p11
 
 import (
+	"time"
+
 	"github.com/miekg/pkcs11"
 	"github.com/pkg/errors"
 
@@ -106,3 +108,79 @@ func (u IVUse) Give(iv []byte) []byte { return u.give(iv) }
 func (u IVUse) Split(out, param []byte, n int) (sealed, iv []byte, ok bool) {
 	return u.split(out, param, n)
 }
+
+// SetIdle sets how long a transfer waits for its next step; before Open.
+func (d *Driver) SetIdle(idle time.Duration) { d.idle = idle }
+
+// Transfers is how many transfers wait for their next step.
+func (d *Driver) Transfers() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conn.transfers)
+}
+
+// Sessions is how many sessions there are beside the driver's own.
+func (d *Driver) Sessions() (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	info, err := d.conn.lib.GetTokenInfo(d.conn.place.slot)
+	return int(info.SessionCount), err
+}
+
+// MaxTransfers is how many transfers wait at a time.
+const MaxTransfers = maxTransfers
+
+// Frame is what one end of a transfer says, with its place.
+type Frame struct {
+	Role     pluginproto.CloneRole
+	Step     int
+	Transfer [16]byte
+	Protocol string
+	Payload  []byte
+}
+
+// Encode writes a frame.
+func (f Frame) Encode(d *Domain) ([]byte, error) {
+	inner := frame{f.Role, f.Step, f.Transfer, f.Protocol, f.Payload}
+	return inner.encode(d)
+}
+
+func exported(f *frame, err error) (Frame, error) {
+	if err != nil {
+		return Frame{}, err
+	}
+	return Frame{f.role, f.step, f.transfer, f.protocol, f.payload}, nil
+}
+
+// DecodeFrame reads a frame, ParseFrame one without its MAC.
+func DecodeFrame(d *Domain, in []byte) (Frame, error) { return exported(decodeFrame(d, in)) }
+func ParseFrame(body []byte) (Frame, error)           { return exported(parseFrame(body)) }
+
+// Offer is a key as a source describes it; without a type it is not given.
+type Offer struct {
+	Object pluginproto.Object
+	UID    []byte
+}
+
+// AppendOffer writes what a source offers.
+func AppendOffer(keys []pluginproto.KeyID, all []Offer) ([]byte, error) {
+	inner := make([]offered, len(all))
+	for i, o := range all {
+		inner[i] = offered{o.Object, o.UID}
+	}
+	return appendOffer(nil, keys, inner)
+}
+
+// ParseOffer reads it.
+func ParseOffer(in []byte, keys []pluginproto.KeyID) (out []Offer, rest []byte, err error) {
+	all, rest, err := parseOffer(in, keys)
+	for _, o := range all {
+		out = append(out, Offer{o.object, o.uid})
+	}
+	return out, rest, err
+}
+
+var (
+	AppendWants = appendWants
+	ParseWants  = parseWants
+)

@@ -179,6 +179,9 @@ func (s *session) describeSecret(h pkcs11.ObjectHandle) (described, error) {
 // 8 bytes more than the key has, for lengths that are multiples of 8 (RFC 5649).
 // It is 0 for a key that may not be wrapped, which is none of ours.
 func (s *session) measure(h pkcs11.ObjectHandle) (uint, error) {
+	if s.c.domainKey == 0 {
+		return 0, nil // no key leaves the token wrapped
+	}
 	wrapped, err := s.c.lib.WrapKey(s.h, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), s.c.domainKey, h)
 	switch ckr, _ := ckrOf(err); {
 	case err == nil && len(wrapped) > 8:
