@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -33,8 +34,26 @@ func program(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// journal is what drivers have logged.
+type journal struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(p)
+}
+
+func (j *journal) has(text []byte) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return bytes.Contains(j.text.Bytes(), text)
+}
+
 // process starts a driver process that ends with the test. Its log goes to logged.
-func process(t testing.TB, logged *bytes.Buffer) pluginproto.Driver {
+func process(t testing.TB, logged *journal) pluginproto.Driver {
 	t.Helper()
 	logger := hclog.NewNullLogger()
 	if logged != nil {
