@@ -40,11 +40,10 @@ func TestFactsFollowThePartition(t *testing.T) {
 	e.p.Set("limit_bytes", "0")
 	told("storage", "bytes free", false)
 
-	other := loadEnd(t, e.p)
-	if err := other.Logout(other.h); err != nil {
+	if err := e.Logout(e.h); err != nil {
 		t.Fatal(err)
 	}
-	if err := other.Login(other.h, cryptoUser, "wrong"); err != pkcs11.Error(pkcs11.CKR_PIN_INCORRECT) {
+	if err := e.Login(e.h, cryptoUser, "wrong"); err != pkcs11.Error(pkcs11.CKR_PIN_INCORRECT) {
 		t.Fatalf("a wrong PIN: %v", err)
 	}
 	told("failed logins", "0 as Crypto Officer, 1 as Crypto User", true)
