@@ -119,14 +119,6 @@ func (d *Driver) Transfers() int {
 	return len(d.conn.transfers)
 }
 
-// Sessions is how many sessions there are beside the driver's own.
-func (d *Driver) Sessions() (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	info, err := d.conn.lib.GetTokenInfo(d.conn.place.slot)
-	return int(info.SessionCount), err
-}
-
 // MaxTransfers is how many transfers wait at a time.
 const MaxTransfers = maxTransfers
 

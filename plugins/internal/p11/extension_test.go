@@ -21,9 +21,10 @@ import (
 type world struct {
 	mu       sync.Mutex // guards the rest
 	open     int        // ends of transfers that were not closed
+	lent     []end      // every end that there was, with the session that it was lent
 	prepared int
-	uids     map[pluginproto.KeyID][]byte // of keys that do not have the usual one
-	blind    bool                         // they cannot look for an object by its UID
+	uids     map[string][]byte // :: CKA_ID → UID, of keys that do not have the usual one
+	blind    bool              // they cannot look for an object by its UID
 	cloning  []pluginproto.CloneProtocol
 
 	prepare, describe error
@@ -38,7 +39,7 @@ const errTaken pkcs11.Error = 0x8000006F
 
 func newWorld() *world {
 	return &world{
-		uids: map[pluginproto.KeyID][]byte{}, fail: map[string]error{}, before: func(string) {},
+		uids: map[string][]byte{}, fail: map[string]error{}, before: func(string) {},
 		bend: func(*parcel) {}, answer: func(r []p11.Received) []p11.Received { return r },
 		cloning: []pluginproto.CloneProtocol{
 			{Name: "relay", Gives: true, Takes: true, Keys: 1},
@@ -109,19 +110,18 @@ func (f *fake) UID(at p11.Place, object pkcs11.ObjectHandle) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.w.mu.Lock()
-	defer f.w.mu.Unlock()
-	if uid, ok := f.w.uids[pluginproto.KeyID(got[0].Value)]; ok {
-		return uid, nil
-	}
-	sum := sha256.Sum256(got[0].Value)
-	return sum[:12], nil
+	return f.uid(got[0].Value), nil
 }
 
 func (f *fake) ByUID(at p11.Place, uid []byte) (pkcs11.ObjectHandle, bool, error) {
 	if f.w.blind {
 		return 0, false, nil
 	}
+	return f.find(at, func(id []byte, _ pkcs11.ObjectHandle) bool { return slices.Equal(f.uid(id), uid) })
+}
+
+// find looks at the CKA_ID of every secret object on the token.
+func (f *fake) find(at p11.Place, is func(id []byte, h pkcs11.ObjectHandle) bool) (pkcs11.ObjectHandle, bool, error) {
 	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
 		template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
 		if err := f.lib.FindObjectsInit(at.Session, template); err != nil {
@@ -132,7 +132,8 @@ func (f *fake) ByUID(at p11.Place, uid []byte) (pkcs11.ObjectHandle, bool, error
 			return 0, false, err
 		}
 		for _, h := range all {
-			if has, err := f.UID(at, h); err != nil || slices.Equal(has, uid) {
+			got, err := f.lib.GetAttributeValue(at.Session, h, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
+			if err != nil || is(got[0].Value, h) {
 				return h, err == nil, err
 			}
 		}
@@ -140,14 +141,44 @@ func (f *fake) ByUID(at p11.Place, uid []byte) (pkcs11.ObjectHandle, bool, error
 	return 0, false, nil
 }
 
+// uid is what the HSM calls a key.
+func (f *fake) uid(id []byte) []byte {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if uid, ok := f.w.uids[string(id)]; ok {
+		return uid
+	}
+	sum := sha256.Sum256(id)
+	return sum[:12]
+}
+
 func (f *fake) Source(protocol string, at p11.Place, objects int) (p11.Source, error) {
-	f.w.do(func() { f.w.open++ })
-	return &fakeSource{end{f, protocol, at, objects, 0}}, f.w.step("source begins")
+	return &fakeSource{f.begin(protocol, at, objects)}, f.w.step("source begins")
 }
 
 func (f *fake) Target(protocol string, at p11.Place, objects int) (p11.Target, error) {
-	f.w.do(func() { f.w.open++ })
-	return &fakeTarget{end{f, protocol, at, objects, 0}}, f.w.step("target begins")
+	return &fakeTarget{f.begin(protocol, at, objects)}, f.w.step("target begins")
+}
+
+func (f *fake) begin(protocol string, at p11.Place, objects int) end {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	e := end{f, protocol, at, objects, 0}
+	f.w.open++
+	f.w.lent = append(f.w.lent, e)
+	return e
+}
+
+// sessions is how many sessions of transfers there are.
+func (w *world) sessions() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range w.lent {
+		if _, err := e.lib.GetSessionInfo(e.at.Session); err == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // end is one end of a transfer. The protocol relay has three steps at each end, batch two,

@@ -150,7 +150,7 @@ func TestTheSameObjectUnderAnotherIdentity(t *testing.T) {
 	made, moved := generate(t, e.from, pluginproto.AES256), newID()
 	e.arrives(t, made)
 	uid := []byte("twelve bytes")
-	e.do(func() { e.uids[made.ID], e.uids[moved] = uid, uid })
+	e.do(func() { e.uids[string(made.ID[:])], e.uids[string(moved[:])] = uid, uid })
 	var there pkcs11.ObjectHandle
 	err := e.to.Raw(func(lib *pkcs11.Ctx, sh pkcs11.SessionHandle) error {
 		there = search(t, lib, sh, made.ID)[0]

@@ -143,6 +143,9 @@ func (e *ends) clean(t testing.TB, ids ...pluginproto.KeyID) {
 			t.Errorf("%d ends of transfers are open", e.open)
 		}
 	})
+	if n := e.sessions(); n != 0 {
+		t.Errorf("%d sessions of transfers are open", n)
+	}
 	for name, d := range map[string]*p11.Driver{"source": e.from, "target": e.to} {
 		if n := d.Transfers(); n != 0 {
 			t.Errorf("the %s knows %d transfers", name, n)
