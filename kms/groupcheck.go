@@ -120,26 +120,6 @@ func factFindings(s api.Group) (all []api.Finding) {
 	return all
 }
 
-// protocolFindings says who cannot give keys to whom.
-func protocolFindings(members []group.Member) (all []api.Finding) {
-	for _, to := range members {
-		var not []group.Member
-		for _, from := range members {
-			if from.Name() != to.Name() && replica.Together(from, to) == 0 {
-				not = append(not, from)
-			}
-		}
-		if len(not) > 0 && len(not) == len(members)-1 {
-			all = append(all, faultOf(to.Name(), "no member can give it keys, so it will not hold what is made from now on: %v", replica.NoCommonProtocol(not[0], to)))
-			continue
-		}
-		for _, from := range not {
-			all = append(all, warningOf(to.Name(), "cannot be given keys by member %s, so what only that one holds does not reach it: %v", from.Name(), replica.NoCommonProtocol(from, to)))
-		}
-	}
-	return all
-}
-
 // holdingFindings says what members in step lack, and hold besides.
 func holdingFindings(s api.Group) (all []api.Finding) {
 	for _, m := range s.Members {
@@ -241,18 +221,6 @@ func (k *KMS) exchangeCanaries(ctx context.Context, g *keyGroup) (all []api.Find
 		}
 	}
 	return slices.DeleteFunc(all, func(f api.Finding) bool { return f == api.Finding{} })
-}
-
-// giverBefore returns the nearest member before one, in a circle, that can give keys to it;
-// nil when none can.
-func giverBefore(members []group.Member, at int) group.Member {
-	n := len(members)
-	for i := 1; i < n; i++ {
-		if before := members[(at+n-i)%n]; replica.Together(before, members[at]) > 0 {
-			return before
-		}
-	}
-	return nil
 }
 
 // common returns what is in both lists, in the order of the first.

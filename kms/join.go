@@ -85,38 +85,6 @@ func compareTokens(m, other group.Member) error {
 	return nil
 }
 
-// takesFromSome refuses a token that no member in step can give keys to: it would never hold
-// what it should. That it cannot give keys to the others is no reason to do without it.
-func takesFromSome(m group.Member, others []group.Member) error {
-	for _, other := range others {
-		if replica.Together(other, m) > 0 {
-			return nil
-		}
-	}
-	if len(others) == 0 {
-		return nil
-	}
-	return ownFault(pluginproto.CKROK, "joining the group with member "+m.Name(), "no member can give it keys: %v",
-		replica.NoCommonProtocol(others[0], m))
-}
-
-// oneWay says that keys go from one member to another, and not back; "" when they do both.
-func oneWay(a, b group.Member) string {
-	switch there, back := replica.Together(a, b), replica.Together(b, a); {
-	case there > 0 && back == 0:
-		return oneWayFrom(a, b)
-	case there == 0 && back > 0:
-		return oneWayFrom(b, a)
-	default:
-		return ""
-	}
-}
-
-func oneWayFrom(from, to group.Member) string {
-	return fmt.Sprintf("keys are cloned from member %s to member %s and not back, so what only %s holds cannot be copied to %s (%v)",
-		from.Name(), to.Name(), to.Name(), from.Name(), replica.NoCommonProtocol(to, from))
-}
-
 // lacking names the mechanisms that one token offers and the other, if it says what it
 // offers, does not.
 func lacking(mine, theirs []pluginproto.Mechanism) (names []string) {

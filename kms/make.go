@@ -262,15 +262,21 @@ func (k *KMS) enough(g *keyGroup, rec catalog.Key, degraded bool, holders []stri
 }
 
 // generate begins the next version and makes it on the primary, or on the next
-// member when that fails, each time under a new identity. While all members are at
-// long works it waits for one.
+// member when that fails or another one can give it to more members, each time under a new
+// identity. While all members that are to do it are at long works it waits for one.
 func (k *KMS) generate(ctx context.Context, g *keyGroup, rec catalog.Key) (made half, err error) {
 	for {
+		passed := false // by one that may be the only one that is left
 		_, err = g.OnPrimary(ctx, func(ctx context.Context, m group.Member) (err error) {
+			if !givesToMost(m, g.InStep()) {
+				passed = true
+				return fmt.Errorf("making a key on member %s, which can give it to fewer others: %w", m.Name(), group.ErrPassed)
+			}
 			made, err = k.generateOn(ctx, g, m, rec)
 			return err
 		})
-		if !errors.Is(err, group.ErrOccupied) || !pause(ctx, soonAgain) {
+		later := errors.Is(err, group.ErrOccupied) || errors.Is(err, group.ErrPassed) || (passed && errors.Is(err, group.ErrLost))
+		if !later || !pause(ctx, soonAgain) {
 			return made, err
 		}
 	}

@@ -7,8 +7,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"kmsd/internal/memdriver"
+	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/pluginproto"
 )
@@ -64,6 +66,45 @@ func TestCheckSaysWhoCannotGiveKeysToWhom(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Luna's own groups cannot make keys while their primary has newer firmware than the others.
+func TestKeysAreMadeWhereTheyCanBeGivenToTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 3)
+		upgraded := limit(r, 0, func(p []pluginproto.CloneProtocol) { p[0].Gives = false })
+		r.mustStart()
+		defer r.stop()
+		upgraded.Store(true)
+		r.hsms[0].leave()
+		r.wantStates(down, active, active)
+		r.hsms[0].come()
+		r.wantStates(active, active, active)
+		if p := r.Status().Groups[0].Primary; p != "hsm-a" {
+			t.Fatalf("the primary is %s", p)
+		}
+		began := time.Now()
+		r.create("shop")
+		if took := time.Since(began); took > 0 {
+			t.Errorf("took %v", took)
+		}
+		r.wantConsistent()
+		// When the others are lost at it, it makes keys as anybody does.
+		for _, h := range r.hsms[1:] {
+			h.driver().Script(memdriver.Fault{Call: memdriver.CallGenerate, Err: &pluginproto.Error{
+				Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "generating"}})
+		}
+		if _, err := r.CreateMasterKey(t.Context(), "dusk", kms.KeyOptions{AllowDegraded: true}); err != nil {
+			t.Error(err)
+		}
+		r.wantStates(active, active, active)
+		r.hsms[1].leave()
+		r.hsms[2].leave()
+		r.wantStates(active, down, down)
+		if _, err := r.CreateMasterKey(t.Context(), "night", kms.KeyOptions{AllowDegraded: true}); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestAMemberThatJoinsIsFilledInTransfersOfManyKeys(t *testing.T) {

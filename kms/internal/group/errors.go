@@ -28,6 +28,9 @@ var (
 	ErrBarred = errors.New("the copy of the key is quarantined")
 	// ErrOccupied: a member is still at an earlier change of keys, which takes long.
 	ErrOccupied = errors.New("the member is still at an earlier key operation")
+	// ErrPassed is returned by a function of [Group.OnPrimary] that is better done on
+	// another member.
+	ErrPassed = errors.New("it is left to another member")
 	// ErrClosed: Close was called.
 	ErrClosed = errors.New("the group is closed")
 )

@@ -24,7 +24,7 @@ func (g *Group) Lease(ctx context.Context) (release func(), err error) {
 }
 
 // OnPrimary runs fn on the primary, and on the next member when the member it ran
-// on fails with ClassMember. It returns the member on which fn succeeded. An
+// on fails with ClassMember, or fn with [ErrPassed]. It returns the member on which fn succeeded. An
 // abandoned call may yet have its effect on the member that failed, so fn should
 // name what it makes anew each time it is called.
 func (g *Group) OnPrimary(ctx context.Context, fn func(ctx context.Context, m Member) error) (member string, err error) {
@@ -39,7 +39,7 @@ func (g *Group) OnPrimary(ctx context.Context, fn func(ctx context.Context, m Me
 		if err == nil {
 			return h.Name(), nil
 		}
-		if ctx.Err() != nil || !(faultOf(err, h.Name()) || errors.Is(err, ErrOccupied)) {
+		if ctx.Err() != nil || !(faultOf(err, h.Name()) || errors.Is(err, ErrOccupied) || errors.Is(err, ErrPassed)) {
 			return "", err
 		}
 		tried.add(h.l.m)
@@ -70,7 +70,7 @@ func (g *Group) awaitPrimary(ctx context.Context, tried set, last error) (*handl
 		}
 		if last != nil || !g.returningLocked(time.Now()) {
 			defer g.mu.Unlock()
-			if g.state != api.GroupLost && last != nil && (errors.Is(last, ErrOccupied) || errors.Is(last, ErrBarred)) {
+			if g.state != api.GroupLost && last != nil && (errors.Is(last, ErrOccupied) || errors.Is(last, ErrBarred) || errors.Is(last, ErrPassed)) {
 				return nil, last
 			}
 			return nil, g.lossLocked(last)

@@ -490,3 +490,23 @@ func TestAMemberMayTakeItsTimeForAKeyWhileItAnswersProbes(t *testing.T) {
 		}
 	})
 }
+
+func TestOnPrimaryLeavesWhatIsPassedToTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []string{"a", "b", "c"}, nil).start()
+		by, err := r.OnPrimary(t.Context(), func(_ context.Context, m group.Member) error {
+			if m.Name() == "a" {
+				return group.ErrPassed
+			}
+			return nil
+		})
+		if by != "b" || err != nil {
+			t.Errorf("done on %q, %v", by, err)
+		}
+		_, err = r.OnPrimary(t.Context(), func(context.Context, group.Member) error { return group.ErrPassed })
+		if !errors.Is(err, group.ErrPassed) || errors.Is(err, group.ErrLost) {
+			t.Errorf("passed by all: %v", err)
+		}
+		r.wantGroup(api.GroupNormal)
+	})
+}
