@@ -125,12 +125,28 @@ static CK_RV load_softhsm(void)
 	return list == NULL ? CKR_GENERAL_ERROR : list(&real);
 }
 
+/* Finds the slot of the one token; another, an empty one, is the last. */
+static CK_RV find_token(CK_SLOT_ID *slot)
+{
+	CK_SLOT_ID slots[16];
+	N n = 16;
+	CK_RV rv = real->C_GetSlotList(CK_TRUE, slots, &n);
+	for (N i = 0; rv == CKR_OK && i < n; i++) {
+		CK_TOKEN_INFO info;
+		if (real->C_GetTokenInfo(slots[i], &info) == CKR_OK && (info.flags & CKF_TOKEN_INITIALIZED)) {
+			*slot = slots[i];
+			return CKR_OK;
+		}
+	}
+	return rv == CKR_OK ? CKR_GENERAL_ERROR : rv;
+}
+
 /*
  * SoftHSM finds its store by an environment variable. Another of these libraries in
  * the same process may be about to set it too: a lock on a file that is this process's
  * alone keeps them apart.
  */
-CK_RV start_softhsm(void)
+CK_RV start_softhsm(CK_SLOT_ID *slot)
 {
 	CK_C_INITIALIZE_ARGS args = { .flags = CKF_OS_LOCKING_OK };
 	CK_RV rv = load_softhsm();
@@ -144,6 +160,8 @@ CK_RV start_softhsm(void)
 	char *was = set ? strdup(set) : NULL;
 	setenv(STORE, store_conf, 1);
 	rv = real->C_Initialize(&args);
+	if (rv == CKR_OK && (rv = find_token(slot)) != CKR_OK)
+		real->C_Finalize(NULL);
 	if (was != NULL)
 		setenv(STORE, was, 1);
 	else

@@ -87,19 +87,22 @@ EXPORT CK_RV C_GetTokenInfo(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info)
 	CK_RV rv = info == NULL ? CKR_ARGUMENTS_BAD : enter_slot("C_GetTokenInfo", slot);
 	if (rv != CKR_OK)
 		return rv;
-	if ((rv = real->C_GetTokenInfo(real_slot, info)) == CKR_OK) {
-		uint32_t fw = firmware();
-		int virtual = is_virtual(slot);
-		snprintf(model, sizeof model, "LunaSA %u.%u.%u", fw >> 16, fw >> 8 & 0xff, fw & 0xff);
-		snprintf(serial, sizeof serial, "%s%s", virtual ? "1" : "", state->serial); /* row 10 */
-		text(info->label, sizeof info->label, virtual ? state->ha_label : state->label);
-		text(info->manufacturerID, sizeof info->manufacturerID, "SafeNet");
-		text(info->model, sizeof info->model, virtual ? "LunaVirtual" : model);
-		text(info->serialNumber, sizeof info->serialNumber, serial);
-		info->flags = CKF_RNG | CKF_LOGIN_REQUIRED | CKF_USER_PIN_INITIALIZED | CKF_TOKEN_INITIALIZED | pin_flags();
-		info->firmwareVersion = (CK_VERSION){ (CK_BYTE)(fw >> 16), (CK_BYTE)(fw >> 8) };
-	}
-	return leave_slot("C_GetTokenInfo", rv);
+	uint32_t fw = firmware();
+	int virtual = is_virtual(slot);
+	snprintf(model, sizeof model, "LunaSA %u.%u.%u", fw >> 16, fw >> 8 & 0xff, fw & 0xff);
+	snprintf(serial, sizeof serial, "%s%s", virtual ? "1" : "", state->serial); /* row 10 */
+	*info = (CK_TOKEN_INFO){
+		.flags = CKF_RNG | CKF_LOGIN_REQUIRED | CKF_USER_PIN_INITIALIZED | CKF_TOKEN_INITIALIZED | pin_flags(),
+		.ulMinPinLen = 7, .ulMaxPinLen = 255, /* guess */
+		.ulTotalPublicMemory = CK_UNAVAILABLE_INFORMATION, .ulFreePublicMemory = CK_UNAVAILABLE_INFORMATION,
+		.ulTotalPrivateMemory = CK_UNAVAILABLE_INFORMATION, .ulFreePrivateMemory = CK_UNAVAILABLE_INFORMATION,
+		.firmwareVersion = { (CK_BYTE)(fw >> 16), (CK_BYTE)(fw >> 8) },
+	};
+	text(info->label, sizeof info->label, virtual ? state->ha_label : state->label);
+	text(info->manufacturerID, sizeof info->manufacturerID, "SafeNet");
+	text(info->model, sizeof info->model, virtual ? "LunaVirtual" : model);
+	text(info->serialNumber, sizeof info->serialNumber, serial);
+	return leave_slot("C_GetTokenInfo", CKR_OK);
 }
 
 EXPORT CK_RV C_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE_PTR list, NP n)

@@ -204,20 +204,8 @@ EXPORT CK_RV C_Initialize(CK_VOID_PTR args)
 	hold_all(WRITE);
 	if (initialised)
 		rv = CKR_CRYPTOKI_ALREADY_INITIALIZED;
-	else if ((rv = start_softhsm()) == CKR_OK) {
-		CK_SLOT_ID slots[16];
-		N n = 16;
-		rv = real->C_GetSlotList(CK_TRUE, slots, &n);
-		for (N i = n; rv == CKR_OK && i-- > 0;) { /* the last is an empty one */
-			CK_TOKEN_INFO info;
-			if (real->C_GetTokenInfo(slots[i], &info) == CKR_OK && (info.flags & CKF_TOKEN_INITIALIZED))
-				real_slot = slots[i], initialised = 1;
-		}
-		if (!initialised) {
-			real->C_Finalize(NULL);
-			rv = CKR_GENERAL_ERROR;
-		}
-	}
+	else
+		initialised = (rv = start_softhsm(&real_slot)) == CKR_OK;
 	release_all();
 	return leave("C_Initialize", rv);
 }

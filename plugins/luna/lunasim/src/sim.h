@@ -32,7 +32,7 @@ extern CK_FUNCTION_LIST_PTR real; /* SoftHSM */
 extern struct state *state;       /* the partition */
 extern char token_pin[68];        /* SoftHSM's; nobody else knows it */
 CK_RV open_partition(void);
-CK_RV start_softhsm(void);
+CK_RV start_softhsm(CK_SLOT_ID *slot); /* and which slot the token is in */
 int lock_partition(void); /* keeps other processes from SoftHSM's files; a descriptor */
 void unlock_partition(int fd);
 void storage(N *objects, N *bytes);
