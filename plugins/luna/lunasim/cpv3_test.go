@@ -230,3 +230,45 @@ func TestCloningAnOUIDThatIsThere(t *testing.T) {
 		}
 	}
 }
+
+func TestPolicyZeroIsAboutPrivateKeys(t *testing.T) {
+	for _, c := range []struct {
+		policy          int
+		private, secret uint
+	}{{0, ckrNotAllowed, 0}, {4, 0, ckrNotAllowed}} {
+		source, target := start(t, lunasim.Options{Policies: map[int]int{c.policy: 0}}), start(t, lunasim.Options{})
+		public, private := source.rsa("r")
+		wantCode(t, "a private key", newCPv3(source, target, private).run(), c.private)
+		wantCode(t, "a secret key", newCPv3(source, target, source.aes("k")).run(), c.secret)
+		wantCode(t, "a public key", newCPv3(source, target, public).run(), 0)
+	}
+}
+
+func TestABufferThatIsTooSmallBreaksNothing(t *testing.T) {
+	source, target := start(t, lunasim.Options{}), start(t, lunasim.Options{})
+	x := newCPv3(source, target, source.aes("k"))
+	x.sourceInit()
+	wantCode(t, "the target's start", x.targetInit(), 0)
+	n := uint(10)
+	call := func(out []byte) uint {
+		return source.ca.Call("CA_CloneAsSource", uint(x.s), 0, uint(x.key), x.b, len(x.b), 0, out, &n)
+	}
+	wantCode(t, "ten bytes of room", call(make([]byte, 10)), pkcs11.CKR_BUFFER_TOO_SMALL)
+	if n <= 10 {
+		t.Fatalf("%d bytes are asked for", n)
+	}
+	x.c = make([]byte, n)
+	wantCode(t, "enough room", call(x.c), 0)
+	wantCode(t, "the target's end", x.asTarget(), 0)
+}
+
+func TestCloningWithinOneLibraryIsOfNoUse(t *testing.T) {
+	source, target := start(t, lunasim.Options{}), start(t, lunasim.Options{})
+	key, far := source.aes("k"), source.h
+	for range 4 { // a handle that the other library does not have
+		far = source.session()
+	}
+	var made uint
+	wantCode(t, "across libraries", target.ca.Call("CA_CloneObject", uint(target.h), uint(far), 0, uint(key), &made), pkcs11.CKR_SESSION_HANDLE_INVALID)
+	wantCode(t, "onto itself", source.ca.Call("CA_CloneObject", uint(source.h), uint(far), 0, uint(key), &made), ckrExists)
+}

@@ -197,3 +197,12 @@ func TestASharedApplicationIDBringsSomebodyElsesLogin(t *testing.T) {
 		wantCode(t, "then the right one", k.tryLogin(pkcs11.CKU_USER, p.PIN), 0)
 	}
 }
+
+func TestAPEDWithoutActivationLetsNobodyIn(t *testing.T) {
+	p := lunasim.New(t, lunasim.Options{Policies: map[int]int{22: 0}})
+	k := open(t, p)
+	p.Set("mfa", "yes")
+	wantCode(t, "with a PED", k.tryLogin(pkcs11.CKU_USER, p.PIN), ckrDisabled)
+	p.Set("mfa", "no")
+	wantCode(t, "with a password", k.tryLogin(pkcs11.CKU_USER, p.PIN), 0)
+}

@@ -16,7 +16,8 @@ import (
 //
 //	activated           yes | no: nobody is let in, and who is in is put out
 //	deactivated_code    what C_Login then answers: 0x80000020, 0x101
-//	mfa                 yes | no: a power cycle ends the activation but for policy 23
+//	mfa                 yes | no: a PED lets people in: only where policy 22 is on, and after a
+//	                    power cycle only where policy 23 is
 //	tampered            yes | no: every call answers 0x80000076
 //	login_limit         wrong PINs until the lock (10)
 //	pin_flags           yes | no: the token's flags say how many tries are left

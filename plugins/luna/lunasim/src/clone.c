@@ -1,7 +1,9 @@
 /*
  * What every cloning protocol asks first, and CPv1 and CPv3, which share two functions
  * (section 5.1). One transfer carries one object. Between its calls the state is in the
- * session; a call out of turn, or a blob that is not the one expected, ends it.
+ * session; a call out of turn, or a blob that is not the one expected, ends it. What
+ * bReplicate means is not known (section 7.3): it is taken and makes no difference. Both
+ * use the primary domain (guess).
  */
 #include "sim.h"
 

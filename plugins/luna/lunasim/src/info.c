@@ -197,7 +197,7 @@ EXPORT CK_RV CA_GetContainerStatus(CK_SLOT_ID slot, N container, NP flags, NP so
 	                   : enter_slot("CA_GetContainerStatus", slot);
 	if (rv != CKR_OK)
 		return rv;
-	*flags = (sw(SW_ACTIVATED) ? LUNA_CF_CONTAINER_ACTIVATED : 0) | (state->domain[0][0] != 0 ? LUNA_CF_KCV_CREATED : 0);
+	*flags = (activated() ? LUNA_CF_CONTAINER_ACTIVATED : 0) | (state->domain[0][0] != 0 ? LUNA_CF_KCV_CREATED : 0);
 	*so_fails = 0;
 	*user_fails = __atomic_load_n(&state->failed[0], __ATOMIC_ACQUIRE);
 	*limited_fails = __atomic_load_n(&state->failed[1], __ATOMIC_ACQUIRE);

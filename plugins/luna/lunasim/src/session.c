@@ -117,6 +117,9 @@ static void put_out(void)
 	release_all();
 }
 
+/* Whether anybody is let in: a partition that needs a PED has to be activated, which policy 22 allows (row 27). */
+int activated(void) { return sw(SW_ACTIVATED) && (!sw(SW_MFA) || allows(state->token_policy, ACTIVATION)); }
+
 /* What has happened to the HSM since the last call. */
 static CK_RV look_at_hsm(void)
 {
@@ -125,7 +128,7 @@ static CK_RV look_at_hsm(void)
 	uint32_t cycles = sw(SW_POWER);
 	if (__atomic_exchange_n(&power, cycles, __ATOMIC_ACQ_REL) != cycles)
 		lose_sessions();
-	if (!sw(SW_ACTIVATED))
+	if (!activated())
 		put_out();
 	return CKR_OK;
 }
@@ -326,7 +329,7 @@ static CK_RV do_C_Login(struct session *s, CK_USER_TYPE user, B pin, N n)
 {
 	if (user != CKU_USER && user != CKU_LIMITED_USER)
 		return CKR_USER_TYPE_INVALID;
-	if (!sw(SW_ACTIVATED))
+	if (!activated())
 		return sw(SW_DEACTIVATED_CODE);
 	enum role as = user == CKU_USER ? OFFICER : USER;
 	if (who != NOBODY)

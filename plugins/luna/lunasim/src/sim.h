@@ -83,6 +83,7 @@ CK_RV no_session(void);
 void hold_all(int how);
 void release_all(void);
 enum role role(void);
+int activated(void);
 CK_RV officer_only(void); /* who may make, change, destroy and clone */
 CK_RV may_make(int token);
 CK_RV check_slot(CK_SLOT_ID slot);

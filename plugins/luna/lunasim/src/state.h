@@ -56,7 +56,7 @@ enum {
 	SW_SUITES,             /* a bit for each cipher suite of CPv4 */
 	SW_TUNNELS_EXPIRED,    /* 1: the CPv4 sessions that stand have run out */
 	SW_SMK,                /* the number of the SIM masking key; 0: there is none */
-	SW_MFA,                /* for tests alone: whether a power cycle ends the activation */
+	SW_MFA,                /* 1: it is a PED that lets people in, and a power cycle may end that */
 	SWITCHES
 };
 
