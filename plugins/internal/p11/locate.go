@@ -69,6 +69,8 @@ func (q Quirks) locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
 		case slices.Contains(q.VirtualModels, info.Model):
 			if matches {
 				seen.virtual = append(seen.virtual, fmt.Sprintf("slot %d, model %s", slot, info.Model))
+			} else { // the library may hide the tokens behind it
+				seen.others = append(seen.others, fmt.Sprintf("%q (an HA group that the client library makes up)", info.Label))
 			}
 		case matches:
 			seen.found = append(seen.found, place{slot, info})
