@@ -30,6 +30,11 @@ type end struct {
 func openEnd(t testing.TB, o lunasim.Options) *end {
 	t.Helper()
 	e := loadEnd(t, lunasim.New(t, o))
+	info, err := e.GetTokenInfo(e.slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.info.Firmware = fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor)
 	if err := e.Describe(e.place(), &e.info); err != nil {
 		t.Fatalf("describing the partition: %v", err)
 	}
