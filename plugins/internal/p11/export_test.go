@@ -60,6 +60,9 @@ var (
 	UnpadOAEP = unpadOAEP
 )
 
+// ClassifyBy returns the contract's error for a return value where a vendor has codes.
+func ClassifyBy(codes Codes, ckr uint) error { return codes.fail("testing", pkcs11.Error(ckr)) }
+
 // Classify returns the contract's error for a return value.
 func Classify(ckr uint) error { return Codes(nil).fail("testing", pkcs11.Error(ckr)) }
 

@@ -27,11 +27,12 @@ type world struct {
 	blind    bool              // they cannot look for an object by its UID
 	cloning  []pluginproto.CloneProtocol
 
-	prepare, describe error
-	fail              map[string]error // :: "source 1" → how that step fails
-	before            func(step string)
-	bend              func(*parcel)                       // what comes to a target, before it becomes an object
-	answer            func([]p11.Received) []p11.Received // what a target says has come
+	extend, prepare, describe error
+	preparing                 func()
+	fail                      map[string]error // :: "source 1" → how that step fails
+	before                    func(step string)
+	bend                      func(*parcel)                       // what comes to a target, before it becomes an object
+	answer                    func([]p11.Received) []p11.Received // what a target says has come
 }
 
 // errTaken is what an HSM answers that has the object already.
@@ -39,7 +40,7 @@ const errTaken pkcs11.Error = 0x8000006F
 
 func newWorld() *world {
 	return &world{
-		uids: map[string][]byte{}, fail: map[string]error{}, before: func(string) {},
+		uids: map[string][]byte{}, fail: map[string]error{}, before: func(string) {}, preparing: func() {},
 		bend: func(*parcel) {}, answer: func(r []p11.Received) []p11.Received { return r },
 		cloning: []pluginproto.CloneProtocol{
 			{Name: "relay", Gives: true, Takes: true, Keys: 1},
@@ -55,6 +56,9 @@ func (w *world) quirks() p11.Quirks {
 	q.OnToken = true
 	q.SessionCopies = false
 	q.Extend = func(module string) (p11.Extension, error) {
+		if w.extend != nil {
+			return nil, w.extend
+		}
 		lib := pkcs11.New(module) // loaded already
 		if lib == nil {
 			return nil, errors.New("the library cannot be loaded")
@@ -90,6 +94,7 @@ func (f *fake) Prepare() error {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	f.w.prepared++
+	f.w.preparing()
 	return f.w.prepare
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
@@ -205,12 +206,13 @@ func FuzzParseOffer(f *testing.F) {
 	keys := []pluginproto.KeyID{{1, 2, 3}, {4}}
 	pair := secretObject()
 	pair.Type, pair.ID = pluginproto.ECP256, keys[1]
-	curve := elliptic.P256()
-	spki, err := x509.MarshalPKIXPublicKey(&ecdsa.PublicKey{Curve: curve, X: curve.Params().Gx, Y: curve.Params().Gy})
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		f.Fatal(err)
 	}
-	pair.Public = spki
+	if pair.Public, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
+		f.Fatal(err)
+	}
 	for _, all := range [][]p11.Offer{{{Object: secretObject(), UID: []byte("uid")}, {}}, {{}, {Object: pair}}} {
 		raw, err := p11.AppendOffer(keys, all)
 		if err != nil {

@@ -1,7 +1,8 @@
 /*
  * A PKCS#11 library whose secret and private keys say that they cannot be extracted,
  * whatever the token beneath (REAL, given to the compiler) has of them, so that tests can
- * move such keys by a protocol of their own: they wrap them after all.
+ * move such keys by a protocol of their own: they wrap them after all. It knows a second
+ * user, LIMITED, who has the user's PIN, may use keys, and may make none.
  */
 #include <dlfcn.h>
 #include <string.h>
@@ -9,10 +10,13 @@
 #include "pkcs11go.h"
 
 #define MOST 64
+#define LIMITED 0x80000001UL
+#define NOT_AUTHORIZED 0x8000001AUL
 
 static CK_FUNCTION_LIST_PTR real;
 static CK_FUNCTION_LIST list;
 static CK_BBOOL yes = CK_TRUE;
+static int limited; /* whether LIMITED logged in last */
 
 /* The template with every CKA_EXTRACTABLE set. */
 static CK_ATTRIBUTE_PTR opened(CK_ATTRIBUTE_PTR in, CK_ULONG n, CK_ATTRIBUTE_PTR out)
@@ -29,6 +33,8 @@ static CK_ATTRIBUTE_PTR opened(CK_ATTRIBUTE_PTR in, CK_ULONG n, CK_ATTRIBUTE_PTR
 static CK_RV generate(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o)
 {
 	CK_ATTRIBUTE room[MOST];
+	if (limited)
+		return NOT_AUTHORIZED;
 	return real->C_GenerateKey(s, m, opened(a, n, room), n, o);
 }
 
@@ -50,6 +56,20 @@ static CK_RV unwrap(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE by
 {
 	CK_ATTRIBUTE room[MOST];
 	return real->C_UnwrapKey(s, m, by, in, len, opened(a, n, room), n, o);
+}
+
+static CK_RV login(CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR pin, CK_ULONG n)
+{
+	limited = u == LIMITED;
+	return real->C_Login(s, limited ? CKU_USER : u, pin, n);
+}
+
+static CK_RV session_info(CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i)
+{
+	CK_RV rv = real->C_GetSessionInfo(s, i);
+	if (rv == CKR_OK && limited && i->state == CKS_RW_USER_FUNCTIONS)
+		i->state = CKS_RO_USER_FUNCTIONS;
+	return rv;
 }
 
 static CK_RV get(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n)
@@ -76,6 +96,8 @@ __attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST_
 	list.C_CreateObject = create;
 	list.C_UnwrapKey = unwrap;
 	list.C_GetAttributeValue = get;
+	list.C_Login = login;
+	list.C_GetSessionInfo = session_info;
 	*out = &list;
 	return CKR_OK;
 }
