@@ -66,3 +66,18 @@ func TestWhoseIVItIs(t *testing.T) {
 		})
 	}
 }
+
+func TestAWrongTagIsAnsweredAsTheSwitchSays(t *testing.T) {
+	k := start(t, lunasim.Options{})
+	key := k.aes("k")
+	for _, want := range []uint{pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_GENERAL_ERROR} {
+		k.p.Set("gcm_tag_code", name(want))
+		params := pkcs11.NewGCMParams(make([]byte, 12), nil, 128)
+		defer params.Free()
+		if err := k.DecryptInit(k.h, mech(pkcs11.CKM_AES_GCM, params), key); err != nil {
+			t.Fatal(err)
+		}
+		_, err := k.Decrypt(k.h, make([]byte, 40))
+		wantCode(t, "zeros", code(err), want)
+	}
+}

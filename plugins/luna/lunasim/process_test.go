@@ -104,6 +104,37 @@ func TestThreadsShareALibrary(t *testing.T) {
 	wg.Wait()
 }
 
+func TestPartitionsStartSideBySideInOneProcess(t *testing.T) {
+	var tokens []*token
+	for range 6 {
+		tokens = append(tokens, load(t, lunasim.New(t, lunasim.Options{})))
+	}
+	var wg sync.WaitGroup
+	for _, k := range tokens {
+		wg.Go(func() {
+			if err := k.Initialize(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, k := range tokens {
+		info, err := k.GetTokenInfo(firstLunaSlot)
+		if err != nil || info.SerialNumber != k.p.Serial {
+			t.Errorf("the token is %q, %v; want %q", info.SerialNumber, err, k.p.Serial)
+		}
+		k.h = k.session()
+		wantCode(t, "logging in", k.tryLogin(pkcs11.CKU_USER, k.p.PIN), 0)
+		k.aes("k")
+		if n := len(k.p.KeyBytes(t)); n != 1 {
+			t.Errorf("partition %s has %d keys", k.p.Serial, n)
+		}
+		if err := k.Finalize(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestWhatFaultsDo(t *testing.T) {
 	generate := func(k *token) error { _, err := k.tryAES("k"); return err }
 	for _, c := range []struct {

@@ -26,6 +26,7 @@ import (
 //	create_secrets      yes | no: C_CreateObject takes key values for session objects
 //	copy                yes | no: C_CopyObject is allowed
 //	gcm_iv              auto | caller | appended | params | refused; auto is appended in FIPS mode
+//	gcm_tag_code        what a ciphertext that does not authenticate is answered with: 0x40, 0x5
 //	gcm_iv_len          bytes of the IV that comes back in the parameter: 12 or 16
 //	limit_objects, limit_bytes   what there is room for; 0 is no limit
 //	ha_slot, ha_only    yes | no: there is a virtual slot, and only that one is shown

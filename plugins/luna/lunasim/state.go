@@ -78,6 +78,7 @@ var switches = [...]aSwitch{
 	{"create_secrets", 1, yesNo},
 	{"copy", 1, yesNo},
 	{"gcm_iv", 0, map[string]uint32{"auto": 0, "caller": 1, "appended": 2, "params": 3, "refused": 4}},
+	{"gcm_tag_code", 0x40, nil},
 	{"gcm_iv_len", 16, nil},
 	{"limit_objects", 0, nil},
 	{"limit_bytes", 0, nil},

@@ -94,13 +94,35 @@ static CK_RV do_C_FindObjectsFinal(struct session *s)
 }
 CALL(C_FindObjectsFinal, READ, (S h), (s))
 
-/* Finds a token object by its OUID; 0 where there is none. */
+/*
+ * OUIDs by handle: SoftHSM gives no handle twice between C_Initialize and C_Finalize, and
+ * no object changes its OUID. Without it every search would read every label. Guarded by
+ * the lock for writing.
+ */
+static struct { O handle; unsigned char ouid[OUID_SIZE]; } known[1 << 14];
+
+void forget_handles(void) { memset(known, 0, sizeof known); }
+
+static const unsigned char *ouid_of(S h, O o)
+{
+	struct tail tail;
+	N at = o % (sizeof known / sizeof *known);
+	if (known[at].handle != o) {
+		if (read_tail(h, o, &tail, NULL, NULL) != CKR_OK)
+			return NULL;
+		known[at].handle = o;
+		memcpy(known[at].ouid, tail.ouid, OUID_SIZE);
+	}
+	return known[at].ouid;
+}
+
+/* Finds a token object by its OUID; 0 where there is none. The lock is held for writing. */
 CK_RV by_ouid(S h, const unsigned char *ouid, O *found)
 {
 	CK_BBOOL yes = CK_TRUE;
 	CK_ATTRIBUTE token = { CKA_TOKEN, &yes, sizeof yes };
-	CK_RV rv = real->C_FindObjectsInit(h, &token, 1);
 	*found = 0;
+	CK_RV rv = real->C_FindObjectsInit(h, &token, 1);
 	while (rv == CKR_OK) {
 		O some[64];
 		N n = 0;
@@ -108,8 +130,8 @@ CK_RV by_ouid(S h, const unsigned char *ouid, O *found)
 		if (rv != CKR_OK || n == 0)
 			break;
 		for (N i = 0; i < n && *found == 0; i++) {
-			struct tail tail;
-			if (read_tail(h, some[i], &tail, NULL, NULL) == CKR_OK && memcmp(tail.ouid, ouid, OUID_SIZE) == 0)
+			const unsigned char *has = ouid_of(h, some[i]);
+			if (has != NULL && memcmp(has, ouid, OUID_SIZE) == 0)
 				*found = some[i];
 		}
 	}

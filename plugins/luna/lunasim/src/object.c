@@ -248,6 +248,8 @@ static CK_RV do_C_CopyObject(struct session *s, O from, A t, N n, O *out)
 	CK_RV rv;
 	if (out == NULL)
 		return CKR_ARGUMENTS_BAD;
+	if (n > 29)
+		return CKR_TEMPLATE_INCONSISTENT;
 	if (!sw(SW_COPY))
 		return CKR_FUNCTION_NOT_SUPPORTED; /* guess */
 	if ((rv = class_of(s->h, from, &class)) != CKR_OK || (rv = is_token(s->h, from, &token)) != CKR_OK ||
@@ -257,7 +259,7 @@ static CK_RV do_C_CopyObject(struct session *s, O from, A t, N n, O *out)
 	struct template made = { .label = NULL };
 	CK_ATTRIBUTE all[32];
 	N m = 0;
-	for (; m < n && m < 29; m++)
+	for (; m < n; m++)
 		all[m] = t[m];
 	if (attribute(t, n, CKA_LABEL) == NULL)
 		all[m++] = (CK_ATTRIBUTE){ CKA_LABEL, label, len };

@@ -222,6 +222,7 @@ EXPORT CK_RV C_Finalize(CK_VOID_PTR reserved)
 	rv = CKR_CRYPTOKI_NOT_INITIALIZED;
 	if (initialised) {
 		forget_all();
+		forget_handles();
 		rv = real->C_Finalize(NULL);
 		initialised = own_appid = 0;
 	}

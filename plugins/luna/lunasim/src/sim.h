@@ -68,6 +68,7 @@ struct session {
 	struct find find;
 	unsigned char iv[16]; /* of the encryption under way, */
 	N iv_len;             /* where it is appended; else 0 */
+	int opens_gcm;        /* a decryption with AES-GCM is under way */
 	CK_MECHANISM_TYPE oaep; /* hash of the decryption under way, where oaep.c does it; else 0 */
 	struct transfer transfer;
 	struct session *next;
@@ -138,6 +139,7 @@ CK_RV read_attribute(S h, O o, CK_ATTRIBUTE_TYPE type, unsigned char **value, N 
 CK_RV by_ouid(S h, const unsigned char *ouid, O *found); /* CKR_OK and 0 where there is none */
 CK_RV attributes(S h, O o, A t, N n);
 CK_RV room(N more);
+void forget_handles(void);
 
 /* crypto.c: a session of the library's own, which nobody sees. */
 struct engine { S h; };

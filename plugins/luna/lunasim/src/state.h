@@ -39,6 +39,7 @@ enum {
 	SW_CREATE_SECRETS,     /* 1: C_CreateObject takes key values, outside of FIPS mode */
 	SW_COPY,               /* 1: C_CopyObject is allowed */
 	SW_GCM_IV,             /* a GCM_* value */
+	SW_GCM_TAG_CODE,       /* what a ciphertext that does not authenticate is answered with */
 	SW_GCM_IV_LEN,         /* bytes of an IV that comes back in the parameter: 12 or 16 */
 	SW_LIMIT_OBJECTS,      /* 0: none */
 	SW_LIMIT_BYTES,        /* 0: none */
