@@ -18,6 +18,7 @@ func TestContract(t *testing.T) {
 		{"firmware 7.8.0 held to CPv1", lunasim.Options{Firmware: "7.8.0", Policies: map[int]int{policyCPv1: 1}}},
 		{"firmware 7.7.1, CPv3", lunasim.Options{Firmware: "7.7.1"}},
 		{"firmware 7.8.0, CPv4 and CPv3", lunasim.Options{Firmware: "7.8.0"}},
+		{"firmware 7.8.0 in FIPS mode, which makes its IVs itself", lunasim.Options{HSMPolicies: map[int]int{hsmNonFIPS: 0}}},
 		{"SIM", lunasim.Options{Kind: "sim"}},
 	}
 	for _, kind := range kinds {
