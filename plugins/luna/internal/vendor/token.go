@@ -95,16 +95,12 @@ func (l *Library) Container(session pkcs11.SessionHandle) (uint, error) {
 // Status is how a partition is.
 type Status struct {
 	Activated bool
-	Domain    bool // it has a cloning domain
 	// Wrong credentials in a row.
 	OfficerFails, UserFails uint
 }
 
-// Flags of CA_GetContainerStatus, from Thales' headers.
-const (
-	containerActivated  = 0x1
-	containerKCVCreated = 0x02000000
-)
+// containerActivated is LUNA_CF_CONTAINER_ACTIVATED, a flag of CA_GetContainerStatus.
+const containerActivated = 0x1
 
 // Status returns how a partition is now.
 func (l *Library) Status(slot, container uint) (Status, error) {
@@ -116,7 +112,6 @@ func (l *Library) Status(slot, container uint) (Status, error) {
 	err = check(GetContainerStatus, C.ca_container_status(f, C.ulong_t(slot), C.ulong_t(container), &flags, &so, &officer, &user))
 	return Status{
 		Activated:    flags&containerActivated != 0,
-		Domain:       flags&containerKCVCreated != 0,
 		OfficerFails: uint(officer),
 		UserFails:    uint(user),
 	}, err
