@@ -58,6 +58,17 @@ type Options struct {
 	Without     []string          // vendor functions that the library does not have
 }
 
+// check fails the test for options that no partition has.
+func (o Options) check(t testing.TB) {
+	t.Helper()
+	switch {
+	case !slices.Contains([]string{"", "cloning", "export", "sim"}, o.Kind):
+		t.Fatalf("there is no kind of partition %q", o.Kind)
+	case len(o.Label) > 32 || len(o.Serial) > 15: // PKCS#11 2.40 section 3.2; a virtual slot's serial has a digit more
+		t.Fatalf("the label %q or the serial %q is too long", o.Label, o.Serial)
+	}
+}
+
 // Partition is one partition. Its methods may be called concurrently.
 type Partition struct {
 	Module string // path of the library, which is this partition's alone
@@ -95,6 +106,7 @@ func New(t testing.TB, o Options) *Partition {
 	if o.Label == "" {
 		o.Label = fmt.Sprintf("luna-%d", n)
 	}
+	o.check(t)
 	store := softhsmtest.NewStore(t)
 	store.Add(t, o.Label)
 	dir := filepath.Dir(store.Conf)
