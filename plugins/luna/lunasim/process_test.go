@@ -104,6 +104,35 @@ func TestThreadsShareALibrary(t *testing.T) {
 	wg.Wait()
 }
 
+func TestNobodyWaitsForALongKeyGeneration(t *testing.T) {
+	k := start(t, lunasim.Options{})
+	slow, done := k.session(), make(chan error, 1)
+	go func() {
+		_, _, err := k.GenerateKeyPair(slow, mech(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil),
+			[]*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_MODULUS_BITS, 4096), attr(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1})},
+			[]*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_SIGN, true)})
+		done <- err
+	}()
+	for rounds := 0; ; rounds++ {
+		select {
+		case err := <-done:
+			if err != nil || rounds < 3 {
+				t.Errorf("%d keys were made, used and destroyed meanwhile; %v", rounds, err)
+			}
+			return
+		default:
+		}
+		other := &token{Ctx: k.Ctx, h: k.session(), t: t}
+		o := other.aes("k")
+		if err := other.seal(o, pkcs11.NewGCMParams(make([]byte, 12), nil, 128)); err != nil {
+			t.Error(err)
+		}
+		if err := k.DestroyObject(other.h, o); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestPartitionsStartSideBySideInOneProcess(t *testing.T) {
 	var tokens []*token
 	for range 6 {

@@ -3,7 +3,8 @@
 
 /*
  * A key is made as a session object, which may take many seconds and keeps nobody from
- * the token, and then copied there.
+ * the token, and then copied there. The callers of generate and generate_pair keep the
+ * sessions; nothing else is held while the key is made.
  */
 static CK_RV place(S h, O made, const CK_ATTRIBUTE *t, N n, O *placed)
 {
@@ -34,18 +35,14 @@ static CK_RV prepare(struct template *out, S h, const CK_ATTRIBUTE *t, N n, CK_O
 	return rv;
 }
 
-static CK_RV generate(S h, M mech, A t, N n, O *made)
+static CK_RV generate(S h, M mech, A t, N n, struct template *session, O *made)
 {
-	struct template session = { .label = NULL };
-	CK_RV rv;
 	struct session *s = hold(h, READ, 0);
 	if (s == NULL)
 		return no_session();
-	if ((rv = prepare(&session, h, t, n, CKO_SECRET_KEY)) == CKR_OK)
-		rv = real->C_GenerateKey(h, mech, session.a, session.n, made);
+	CK_RV rv = prepare(session, h, t, n, CKO_SECRET_KEY);
 	release(s);
-	discard(&session);
-	if (rv != CKR_OK)
+	if (rv != CKR_OK || (rv = real->C_GenerateKey(h, mech, session->a, session->n, made)) != CKR_OK)
 		return rv;
 	if ((s = hold(h, WRITE, 0)) == NULL)
 		return no_session();
@@ -61,7 +58,12 @@ EXPORT CK_RV C_GenerateKey(S h, M mech, A t, N n, O *made)
 		return rv;
 	if (mech == NULL || made == NULL || (t == NULL && n != 0))
 		return CKR_ARGUMENTS_BAD;
-	return leave("C_GenerateKey", generate(h, mech, t, n, made));
+	struct template session = { .label = NULL };
+	keep_sessions();
+	rv = generate(h, mech, t, n, &session, made);
+	unkeep_sessions();
+	discard(&session);
+	return leave("C_GenerateKey", rv);
 }
 
 struct half {
@@ -73,15 +75,16 @@ struct half {
 
 static CK_RV generate_pair(S h, M mech, struct half *public, struct half *private)
 {
-	CK_RV rv;
 	struct session *s = hold(h, READ, 0);
 	if (s == NULL)
 		return no_session();
-	if ((rv = prepare(&public->session, h, public->t, public->n, CKO_PUBLIC_KEY)) == CKR_OK &&
-	    (rv = prepare(&private->session, h, private->t, private->n, CKO_PRIVATE_KEY)) == CKR_OK)
+	CK_RV rv = prepare(&public->session, h, public->t, public->n, CKO_PUBLIC_KEY);
+	if (rv == CKR_OK)
+		rv = prepare(&private->session, h, private->t, private->n, CKO_PRIVATE_KEY);
+	release(s);
+	if (rv == CKR_OK)
 		rv = real->C_GenerateKeyPair(h, mech, public->session.a, public->session.n, private->session.a,
 		                             private->session.n, &public->made, &private->made);
-	release(s);
 	if (rv != CKR_OK)
 		return rv;
 	if ((s = hold(h, WRITE, 0)) == NULL)
@@ -90,7 +93,8 @@ static CK_RV generate_pair(S h, M mech, struct half *public, struct half *privat
 		rv = place(h, private->made, private->t, private->n, &private->made);
 		if (rv != CKR_OK)
 			real->C_DestroyObject(h, public->made);
-	}
+	} else
+		real->C_DestroyObject(h, private->made);
 	release(s);
 	return rv;
 }
@@ -103,7 +107,9 @@ EXPORT CK_RV C_GenerateKeyPair(S h, M mech, A t, N n, A u, N m, O *public_made, 
 		return rv;
 	if (mech == NULL || public_made == NULL || private_made == NULL || (t == NULL && n != 0) || (u == NULL && m != 0))
 		return CKR_ARGUMENTS_BAD;
+	keep_sessions();
 	rv = generate_pair(h, mech, &public, &private);
+	unkeep_sessions();
 	discard(&public.session);
 	discard(&private.session);
 	if (rv == CKR_OK)

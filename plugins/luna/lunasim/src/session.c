@@ -5,11 +5,15 @@
 #include <time.h>
 
 /*
- * Calls hold it for reading, and for writing what changes sessions, logins or objects:
+ * Calls hold inside for reading, and for writing what changes sessions, logins or objects:
  * SoftHSM 2.6.1 loses objects or crashes when one thread writes what another reads.
- * It is taken before a session's own lock.
+ *
+ * The making of a key, which may take many seconds, holds living alone, so that nobody
+ * waits for it but what ends sessions or logins, which holds both for writing.
+ *
+ * They are taken in the order living, inside, a session's own lock.
  */
-static pthread_rwlock_t inside;
+static pthread_rwlock_t living, inside;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 int initialised; /* guarded by inside, as all below */
@@ -26,6 +30,7 @@ static void make_lock(void)
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&inside, &attr);
+	pthread_rwlock_init(&living, &attr);
 }
 
 void hold_all(int how)
@@ -38,6 +43,28 @@ void hold_all(int how)
 }
 
 void release_all(void) { pthread_rwlock_unlock(&inside); }
+
+void keep_sessions(void)
+{
+	pthread_once(&once, make_lock);
+	pthread_rwlock_rdlock(&living);
+}
+
+void unkeep_sessions(void) { pthread_rwlock_unlock(&living); }
+
+/* Waits for the keys that are being made, too. */
+static void hold_everything(void)
+{
+	pthread_once(&once, make_lock);
+	pthread_rwlock_wrlock(&living);
+	hold_all(WRITE);
+}
+
+static void release_everything(void)
+{
+	release_all();
+	pthread_rwlock_unlock(&living);
+}
 
 enum role role(void) { return who; }
 
@@ -99,22 +126,27 @@ static void forget_all(void)
 
 static void lose_sessions(void)
 {
-	hold_all(WRITE);
+	hold_everything();
 	if (initialised) {
 		real->C_CloseAllSessions(real_slot);
 		forget_all();
 	}
-	release_all();
+	release_everything();
 }
 
 static void put_out(void)
 {
-	hold_all(WRITE);
+	hold_all(READ);
+	int somebody = who != NOBODY;
+	release_all();
+	if (!somebody)
+		return;
+	hold_everything();
 	if (initialised && who != NOBODY && sessions != NULL) {
 		real->C_Logout(sessions->h);
 		who = NOBODY;
 	}
-	release_all();
+	release_everything();
 }
 
 /* Whether anybody is let in: a partition that needs a PED has to be activated, which policy 22 allows (row 27). */
@@ -218,7 +250,7 @@ EXPORT CK_RV C_Finalize(CK_VOID_PTR reserved)
 	CK_RV rv = reserved != NULL ? CKR_ARGUMENTS_BAD : enter("C_Finalize", 0);
 	if (rv != CKR_OK && rv != CKR_HSM_TAMPERED) /* a tampered HSM keeps nobody from leaving: guess */
 		return rv;
-	hold_all(WRITE);
+	hold_everything();
 	rv = CKR_CRYPTOKI_NOT_INITIALIZED;
 	if (initialised) {
 		forget_all();
@@ -226,7 +258,7 @@ EXPORT CK_RV C_Finalize(CK_VOID_PTR reserved)
 		rv = real->C_Finalize(NULL);
 		initialised = own_appid = 0;
 	}
-	release_all();
+	release_everything();
 	return leave("C_Finalize", rv);
 }
 
@@ -261,7 +293,7 @@ EXPORT CK_RV C_CloseSession(S h)
 	CK_RV rv = enter("C_CloseSession", h);
 	if (rv != CKR_OK)
 		return rv;
-	hold_all(WRITE);
+	hold_everything();
 	struct session **at = &sessions;
 	while (*at != NULL && (*at)->h != h)
 		at = &(*at)->next;
@@ -275,7 +307,7 @@ EXPORT CK_RV C_CloseSession(S h)
 		if (sessions == NULL)
 			who = NOBODY; /* PKCS#11 2.40 section 5.6: the last session takes the login along */
 	}
-	release_all();
+	release_everything();
 	return leave("C_CloseSession", rv);
 }
 
@@ -344,14 +376,18 @@ static CK_RV do_C_Login(struct session *s, CK_USER_TYPE user, B pin, N n)
 }
 CALL(C_Login, WRITE, (S h, CK_USER_TYPE u, B pin, N n), (s, u, pin, n))
 
-static CK_RV do_C_Logout(struct session *s)
+EXPORT CK_RV C_Logout(S h)
 {
-	CK_RV rv = real->C_Logout(s->h);
+	CK_RV rv = enter("C_Logout", h);
+	if (rv != CKR_OK)
+		return rv;
+	hold_everything();
+	rv = initialised ? real->C_Logout(h) : CKR_CRYPTOKI_NOT_INITIALIZED;
 	if (rv == CKR_OK)
 		who = NOBODY;
-	return rv;
+	release_everything();
+	return leave("C_Logout", rv);
 }
-CALL(C_Logout, WRITE, (S h), (s))
 
 static CK_RV choose_appid(const char *function)
 {

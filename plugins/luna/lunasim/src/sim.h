@@ -83,6 +83,8 @@ void release(struct session *s);
 CK_RV no_session(void);
 void hold_all(int how);
 void release_all(void);
+void keep_sessions(void); /* before hold, for what takes long */
+void unkeep_sessions(void);
 enum role role(void);
 int activated(void);
 CK_RV officer_only(void); /* who may make, change, destroy and clone */
