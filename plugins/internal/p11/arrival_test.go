@@ -71,7 +71,7 @@ func TestTransfersThatFail(t *testing.T) {
 // heal ends all misbehaviour.
 func (w *world) heal() {
 	well := newWorld()
-	w.fail, w.before, w.bend, w.answer, w.blind = well.fail, well.before, well.bend, well.answer, false
+	w.fail, w.before, w.bend, w.answer, w.blind, w.lost = well.fail, well.before, well.bend, well.answer, false, false
 }
 
 // packed is a key as it travels.

@@ -14,6 +14,15 @@
 // It also logs in itself, because crypto11 takes any PIN for a token that is
 // logged in already and keeps the PIN as a string for as long as it lives.
 //
+// # What an HSM brings
+//
+// Where keys can never be extracted they go from HSM to HSM by the vendor's own protocols,
+// which an [Extension] speaks. The engine is between the extensions of two drivers: the
+// source describes its keys, every word travels in a frame that says where it belongs and
+// is authenticated under the domain secret, and what has come is a key only when the token
+// itself shows that it is the one described. A transfer has a session of its own; all of
+// them run on the rare lane, whose one worker is the only one that knows of them.
+//
 // # Lanes
 //
 // Every call into the library runs on a worker of a lane, never on the caller's
@@ -30,7 +39,8 @@
 // changed or destroyed. SoftHSM 2.6.1 answers CKR_GENERAL_ERROR, loses objects or
 // crashes when one thread writes an object to a token that another reads. Long
 // work (a key generation) is done on session objects under the read lock, and only
-// the copy to the token takes the write lock, so a probe never waits for it.
+// the copy to the token takes the write lock, so a probe never waits for it. A library
+// that bears writing beside reading has the quirk OnToken and needs neither.
 //
 // # Lost sessions
 //

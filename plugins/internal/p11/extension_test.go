@@ -25,6 +25,7 @@ type world struct {
 	prepared int
 	uids     map[string][]byte // :: CKA_ID → UID, of keys that do not have the usual one
 	blind    bool              // they cannot look for an object by its UID
+	lost     bool              // what they fail to do at last is done all the same
 	cloning  []pluginproto.CloneProtocol
 
 	extend, prepare, describe error
@@ -248,7 +249,11 @@ func (t *fakeTarget) Step(in []byte) ([]byte, []p11.Received, bool, error) {
 		t.w.bend(&parcels[i])
 		received[i].Object, received[i].Err = t.unpack(t.at, parcels[i])
 	}
-	return nil, t.w.answer(received), true, t.w.step("target ends")
+	err = t.w.step("target ends")
+	if t.w.lost {
+		return nil, nil, false, err
+	}
+	return nil, t.w.answer(received), true, err
 }
 
 // parcel is an object on its way.

@@ -35,6 +35,16 @@ func TestAProofLeavesTheTokenAsItWas(t *testing.T) {
 			proves(t)
 			e.clean(t, made.ID)
 		})
+		t.Run(string(typ)+" that is not there, is taken in and not answered", func(t *testing.T) {
+			e.do(func() { e.lost, e.fail["target ends"] = true, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR) })
+			r.target.Step = 0
+			_, err := r.take(t)
+			e.do(e.heal)
+			if pluginproto.ClassOf(err) != pluginproto.ClassMember {
+				t.Errorf("%v", err)
+			}
+			e.clean(t, made.ID)
+		})
 		e.arrives(t, made)
 		for name, ill := range map[string]func(){
 			"is there and is taken in again": func() {},
@@ -56,6 +66,19 @@ func TestAProofLeavesTheTokenAsItWas(t *testing.T) {
 				}
 			})
 		}
+		t.Run(string(typ)+" that is taken in and not answered", func(t *testing.T) {
+			e.do(func() { e.lost, e.fail["target ends"] = true, pkcs11.Error(pkcs11.CKR_DEVICE_ERROR) })
+			r.target.Step = 0
+			_, err := r.take(t)
+			e.do(e.heal)
+			if pluginproto.ClassOf(err) != pluginproto.ClassMember {
+				t.Errorf("%v", err)
+			}
+			e.clean(t)
+			if got, err := e.to.Inspect(t.Context(), made.ID); err != nil || !bytes.Equal(got.CheckValue, made.CheckValue) {
+				t.Errorf("the key that was there: %v", err)
+			}
+		})
 		t.Run(string(typ)+" that the blob does not hold", func(t *testing.T) {
 			e.do(func() { e.bend = func(p *parcel) { p.ID = append([]byte{1}, p.ID[1:]...) } })
 			r.target.Step = 0

@@ -62,6 +62,8 @@ type Quirks struct {
 
 	// OnToken makes keys on the token at once, not as session objects that are copied to
 	// it, for a library that bears that while others work, and does not bear the copy.
+	// What an extension's target does, which puts keys on the token too, keeps nobody
+	// waiting then either.
 	OnToken bool
 
 	// RawOAEP makes OAEP padding be removed here after a raw RSA decryption, for

@@ -255,7 +255,8 @@ func (s *session) accept(op string, o offered, r Received) (obj pluginproto.Obje
 			_ = s.discard(made)
 		}
 	}()
-	if err := s.proveReceived(op, o.object, r.Object); err != nil {
+	obj = o.object
+	if obj.Label, err = s.proveReceived(op, o.object, r.Object); err != nil {
 		return obj, err
 	}
 	there, err := s.objects(id)
@@ -275,8 +276,10 @@ func (s *session) accept(op string, o offered, r Received) (obj pluginproto.Obje
 	}
 	s.c.index.note(id, there)
 	s.c.drop(id)
-	if obj, err = s.prove(id, there); err != nil {
-		return obj, err
+	if !obj.Type.Symmetric() { // the public half may be one that was there
+		if obj, err = s.prove(id, there); err != nil {
+			return obj, err
+		}
 	}
 	return obj, s.compareUID(op, o, r.Object)
 }
@@ -292,30 +295,31 @@ func (s *session) notReceived(op string, err error) error {
 }
 
 // proveReceived makes sure that an object is the one that the source described, and that it
-// can never leave the token but by cloning.
-func (s *session) proveReceived(op string, want pluginproto.Object, h pkcs11.ObjectHandle) error {
-	v, err := s.attributes(h, pkcs11.CKA_CLASS, pkcs11.CKA_ID, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE)
+// can never leave the token but by cloning. It returns the object's label.
+func (s *session) proveReceived(op string, want pluginproto.Object, h pkcs11.ObjectHandle) (label string, err error) {
+	v, err := s.attributes(h, pkcs11.CKA_CLASS, pkcs11.CKA_ID, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE,
+		pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_LABEL)
 	if err != nil {
-		return err
+		return "", err
 	}
 	class := uint(pkcs11.CKO_PRIVATE_KEY)
 	if want.Type.Symmetric() {
 		class = pkcs11.CKO_SECRET_KEY
 	}
 	if ulong(v[0]) != class || !bytes.Equal(v[1], want.ID[:]) {
-		return errNotDescribed(op)
+		return "", errNotDescribed(op)
 	}
 	if ulong(v[2]) == 0 || ulong(v[3]) == 0 || ulong(v[4]) == 0 || ulong(v[5]) != 0 {
-		return pluginproto.Errorf(pluginproto.ClassCaller, op, "the object that came is not one that stays on the token, private and sensitive, for good")
+		return "", pluginproto.Errorf(pluginproto.ClassCaller, op, "the object that came is not one that stays on the token, private and sensitive, for good")
 	}
 	if want.Type.Symmetric() {
-		return s.proveSecret(op, h, want)
+		return string(v[6]), s.proveSecret(op, h, want)
 	}
 	matches, err := s.provePair(h, want.Type, want.Public)
 	if err == nil && !matches {
 		err = errNotDescribed(op)
 	}
-	return err
+	return string(v[6]), err
 }
 
 // compareUID looks whether the object has kept its name. One that has another is as good a
@@ -329,64 +333,4 @@ func (s *session) compareUID(op string, o offered, h pkcs11.ObjectHandle) error 
 		s.d.log.Warn("a cloned object has another UID than at its source", "key", o.object.ID.String(), "there", hex.EncodeToString(o.uid), "here", hex.EncodeToString(uid))
 	}
 	return nil
-}
-
-// proveOffer has the token take a key in, and let it go when it is what was described.
-// Whatever the token holds under the identity stays.
-func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto.CloneReply, err error) {
-	o := t.offers[0]
-	if !o.given() {
-		return out, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob holds no key")
-	}
-	there, err := s.objects(o.object.ID)
-	if err != nil {
-		return out, err
-	}
-	t.coming = []int{0}
-	if err := s.beginTarget(op, t); err != nil {
-		return out, err
-	}
-	defer t.close(s.c)
-	_, received, done, err := t.target.Step(in)
-	if err == nil && (!done || len(received) != 1) {
-		err = pluginproto.Errorf(pluginproto.ClassMember, op, "a blob of %s was to be taken in at once, and was not", t.way.Name)
-	}
-	if err != nil {
-		_ = s.discard(received)
-		return out, s.fail(op, err)
-	}
-	if err := s.proveArrival(op, o.object, there, received[0]); err != nil {
-		return out, err
-	}
-	return oneKey(true, nil, o.object), nil
-}
-
-func (s *session) proveArrival(op string, want pluginproto.Object, there halves, r Received) error {
-	if r.Err != nil {
-		err := s.notReceived(op, r.Err)
-		if ckr, known := ckrOf(r.Err); known && s.c.codes.meaning(ckr).Exists && there.whole() {
-			// The HSM has opened the blob and found an object that it holds; it is this one.
-			_, err = s.heldAlready(op, want, there)
-		}
-		return err
-	}
-	defer s.c.index.doubt(want.ID)
-	err := s.proveReceived(op, want, r.Object)
-	if s.replaced(want.ID, there, r.Object) {
-		return err
-	}
-	if derr := s.discard([]Received{r}); err == nil {
-		err = derr
-	}
-	return err
-}
-
-// replaced reports whether an object that came took the place of one that was there.
-func (s *session) replaced(id pluginproto.KeyID, there halves, came pkcs11.ObjectHandle) bool {
-	for _, h := range append(slices.Clone(there.secret), there.private...) {
-		if h == came || !s.shows(id, h) {
-			return true
-		}
-	}
-	return false
 }

@@ -188,7 +188,7 @@ func TestAFaultAtEveryMomentOfATransfer(t *testing.T) {
 
 func (e *ends) faults(t *testing.T, lib *faultlib.Library, fault faultlib.Fault, o pluginproto.Object) {
 	moments := 0
-	for after := uint32(0); after < 300; after += 13 {
+	for after := uint32(0); after < 300; after += 7 {
 		e.from, e.to = e.start(t, "token-a"), e.start(t, "token-b")
 		fault.Function, fault.After = "*", after
 		lib.Arm(t, 0, fault)
@@ -219,8 +219,8 @@ func (e *ends) faults(t *testing.T, lib *faultlib.Library, fault faultlib.Fault,
 		moments++
 	}
 	t.Logf("%d moments", moments)
-	if moments < 3 {
-		t.Error("it proves nothing below 3")
+	if moments < 8 {
+		t.Error("it proves nothing below 8")
 	}
 }
 
