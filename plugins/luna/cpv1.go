@@ -14,8 +14,8 @@ import (
 //	source  CA_GetTokenCertificates → target  CA_GenerateCloningKEV, CA_CloneAsTargetInit
 //	source  CA_CloneAsSource        → target  CA_CloneAsTarget
 //
-// Thales' page breaks off before it says which of the HSM's certificates is meant, and which
-// side makes the key exchange value (KEV). So the source sends all certificates that it has
+// What was read of Thales' page does not say which of the HSM's certificates is meant, nor which
+// side makes the key exchange value (KEV): both are inferred. So the source sends all certificates that it has
 // and the target takes the first that its HSM takes, with a KEV of its own. When either HSM
 // refuses that, it begins once more with a KEV of the source's.
 //

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"kmsd/pluginproto"
@@ -67,13 +68,11 @@ func (p partition) cloningFact(o offer) pluginproto.Fact {
 }
 
 // Facts implements [p11.Extension]. It asks the HSM for what changes, two quick calls, and
-// remembers the rest.
+// remembers the rest. What the HSM does not say is left out.
 func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
-	facts := append([]pluginproto.Fact(nil), x.stands...)
-	var box uint // where the number is not known the library may do without: it knows the slot
+	facts := slices.Clone(x.stands)
 	if x.box != nil {
-		box = *x.box
-		status, err := x.lib.Status(at.Slot, box)
+		status, err := x.lib.Status(at.Slot, *x.box)
 		switch {
 		case err == nil:
 			facts = append(facts, x.part.statusFacts(status)...)
@@ -81,7 +80,7 @@ func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
 			return nil, err
 		}
 	}
-	room, err := x.lib.Storage(at.Slot, box)
+	room, err := x.storage(at)
 	switch {
 	case err == nil:
 		facts = append(facts, storageFact(room))
@@ -89,6 +88,13 @@ func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
 		return nil, err
 	}
 	return facts, nil
+}
+
+func (x *extension) storage(at p11.Place) (vendor.Storage, error) {
+	if x.box != nil && x.lib.Has(vendor.GetContainerStorageInformation) {
+		return x.lib.ContainerStorage(at.Slot, *x.box)
+	}
+	return x.lib.TokenStorage(at.Slot)
 }
 
 func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {

@@ -62,6 +62,7 @@ func TestFactsFollowThePartition(t *testing.T) {
 		{"a client that does not say how the partition is", lunasim.Options{Without: []string{"CA_GetContainerStatus"}}, "failed logins", "", false},
 		{"a client that does not know partitions", lunasim.Options{Without: []string{"CA_GetSessionInfo"}}, "failed logins", "", false},
 		{"a client that knows the token's storage alone", lunasim.Options{Without: []string{"CA_GetContainerStorageInformation"}}, "storage", "0 objects", false},
+		{"a client that knows the token's storage and no partitions", lunasim.Options{Without: []string{"CA_GetSessionInfo"}}, "storage", "0 objects", false},
 		{"a client that knows no storage", lunasim.Options{Without: []string{"CA_GetContainerStorageInformation", "CA_GetTokenStorageInformation"}}, "storage", "", false},
 		{"a client that shows no policies of the HSM", lunasim.Options{Without: []string{"CA_GetHSMPolicySet"}}, "FIPS mode", "", false},
 		{"a client that shows no policies", lunasim.Options{Without: []string{"CA_GetTokenPolicies"}}, "cloning", "cpv1-7.7", false},

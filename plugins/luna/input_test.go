@@ -127,9 +127,8 @@ func TestPartitionThatFailsWhileItServes(t *testing.T) {
 			for name, value := range tc.switches {
 				p.Set(name, value)
 			}
-			encrypt := pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id, IV: make([]byte, 12), Input: []byte("text")}
 			for range 3 {
-				_, err := d.Do(t.Context(), encrypt)
+				_, err := d.Do(t.Context(), encryption(id))
 				e, ok := errors.AsType[*pluginproto.Error](err)
 				if !ok || e.Class != tc.class || e.Permanent != tc.permanent || !strings.Contains(e.Error(), tc.says) {
 					t.Errorf("%v (%+v)", err, e)
@@ -151,10 +150,56 @@ func TestPartitionThatFailsWhileItServes(t *testing.T) {
 			for name, value := range tc.undo {
 				p.Set(name, value)
 			}
-			if _, err := openDriver(t, p, domain, nil).Do(t.Context(), encrypt); err != nil {
+			if _, err := openDriver(t, p, domain, nil).Do(t.Context(), encryption(id)); err != nil {
 				t.Errorf("a new driver: %v", err)
 			}
 		})
+	}
+}
+
+// An HSM that was without power for a moment has forgotten the login and keeps its activation.
+func TestDriverComesBackAfterAPowerCycle(t *testing.T) {
+	domain := newDomain()
+	d, other := openDriver(t, lunasim.New(t, lunasim.Options{}), domain, nil), openDriver(t, lunasim.New(t, lunasim.Options{}), domain, nil)
+	for n := range 3 {
+		id := pluginproto.KeyID{byte(n + 1)}
+		if _, err := d.Generate(t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256}); err != nil {
+			t.Fatal(err)
+		}
+		d.p.PowerCycle()
+		if _, err := clone(t.Context(), d, other, cpv4, []pluginproto.KeyID{id}, unchanged); err != nil {
+			t.Errorf("cloning from it: %v", err)
+		}
+		other.p.PowerCycle()
+		if _, err := other.Facts(t.Context()); err != nil {
+			t.Errorf("its facts: %v", err)
+		}
+		if _, err := other.Do(t.Context(), encryption(id)); err != nil {
+			t.Errorf("using the copy: %v", err)
+		}
+	}
+}
+
+func encryption(id pluginproto.KeyID) pluginproto.Command {
+	return pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id, IV: make([]byte, pluginproto.GCMIVSize), Input: []byte("text")}
+}
+
+// Data that does not authenticate is the caller's fault, whatever the HSM answers to it.
+func TestWrongTagIsTheCallersFault(t *testing.T) {
+	for _, code := range []string{"0x40", "0x5"} {
+		d, id := openDriver(t, lunasim.New(t, lunasim.Options{Switches: map[string]string{"gcm_tag_code": code}}), newDomain(), nil), pluginproto.KeyID{1}
+		if _, err := d.Generate(t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256}); err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := d.Do(t.Context(), encryption(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed.Output[0] ^= 1
+		_, err = d.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpDecrypt, Mech: pluginproto.AESGCM, Key: id, IV: sealed.IV, Input: sealed.Output})
+		if pluginproto.ClassOf(err) != pluginproto.ClassCaller || pluginproto.CKROf(err) != pluginproto.CKREncryptedDataInvalid {
+			t.Errorf("answered %s: %v", code, err)
+		}
 	}
 }
 
@@ -174,13 +219,12 @@ func TestCryptoUser(t *testing.T) {
 			if _, err := user.Open(t.Context(), pluginproto.OpenRequest{Settings: settings, PIN: []byte(p.CUPIN), Domain: newDomain()}); err != nil {
 				t.Fatal(err)
 			}
-			text := []byte("a table key")
-			sealed, err := user.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpEncrypt, Mech: pluginproto.AESGCM, Key: id, IV: make([]byte, 12), Input: text})
+			sealed, err := user.Do(t.Context(), encryption(id))
 			if err != nil {
 				t.Fatal(err)
 			}
 			opened, err := user.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpDecrypt, Mech: pluginproto.AESGCM, Key: id, IV: sealed.IV, Input: sealed.Output})
-			if err != nil || string(opened.Output) != string(text) {
+			if err != nil || string(opened.Output) != "text" {
 				t.Errorf("decrypting: %q, %v", opened.Output, err)
 			}
 			if _, err := user.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpProbe}); err != nil {

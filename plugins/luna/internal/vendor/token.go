@@ -120,26 +120,32 @@ func (l *Library) Status(slot, container uint) (Status, error) {
 // Storage is the room for objects, in bytes.
 type Storage struct{ Total, Used, Free, Objects uint }
 
-// Storage returns the room in a partition; in all of the slot's token when the library
-// cannot say it of one partition.
-func (l *Library) Storage(slot, container uint) (Storage, error) {
-	which := GetContainerStorageInformation
-	f, err := l.need(which)
-	if err != nil {
-		which = GetTokenStorageInformation
-		f, err = l.need(which)
-	}
+// ContainerStorage returns the room in a partition.
+func (l *Library) ContainerStorage(slot, container uint) (Storage, error) {
+	f, err := l.need(GetContainerStorageInformation)
 	if err != nil {
 		return Storage{}, err
 	}
-	var five [5]C.ulong_t // the first is the overhead of an object
-	var rv C.ulong_t
-	if which == GetTokenStorageInformation {
-		rv = C.ca_token_storage(f, C.ulong_t(slot), &five[0])
-	} else {
-		rv = C.ca_container_storage(f, C.ulong_t(slot), C.ulong_t(container), &five[0])
+	var five [5]C.ulong_t
+	err = check(GetContainerStorageInformation, C.ca_container_storage(f, C.ulong_t(slot), C.ulong_t(container), &five[0]))
+	return storage(five), err
+}
+
+// TokenStorage returns the room in a slot's token, for a library that does not say it of the
+// partition.
+func (l *Library) TokenStorage(slot uint) (Storage, error) {
+	f, err := l.need(GetTokenStorageInformation)
+	if err != nil {
+		return Storage{}, err
 	}
-	return Storage{Total: uint(five[1]), Used: uint(five[2]), Free: uint(five[3]), Objects: uint(five[4])}, check(which, rv)
+	var five [5]C.ulong_t
+	err = check(GetTokenStorageInformation, C.ca_token_storage(f, C.ulong_t(slot), &five[0]))
+	return storage(five), err
+}
+
+// storage reads what both functions answer. The first number is the overhead of a partition.
+func storage(five [5]C.ulong_t) Storage {
+	return Storage{Total: uint(five[1]), Used: uint(five[2]), Free: uint(five[3]), Objects: uint(five[4])}
 }
 
 // UIDSize is the size of a Luna object's identity, in bytes.

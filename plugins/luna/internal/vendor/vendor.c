@@ -115,6 +115,11 @@ ulong_t ca_negotiation_start(fn_t f, ulong_t h, ulong_t *step, ulong_t *n, byte_
 	return ((ulong_t(*)(ulong_t, ulong_t, byte_t *, ulong_t *, ulong_t *, byte_t *))f)(h, 0, NULL, step, n, out);
 }
 
+/*
+ * Twelve parameters, two of them for the identity of a tunnel that goes in. There are versions
+ * of Thales' Python binding that call it with ten, without those two. Whether there are clients
+ * that want ten is not known: on one, the driver would crash in its first CPv4 transfer.
+ */
 ulong_t ca_negotiation_go_on(fn_t f, ulong_t h, ulong_t step, byte_t *in, ulong_t in_size, ulong_t *out_step,
 	byte_t *out, ulong_t *n, ulong_t *status, byte_t *tunnel, ulong_t *tunnel_size)
 {

@@ -98,21 +98,22 @@ func TestMissingFunctionsAnswerThatTheyAre(t *testing.T) {
 		t.Errorf("missing are %v", missing)
 	}
 	calls := map[string]error{
-		"CA_RandomizeApplicationID":     l.RandomizeApplicationID(),
-		"CA_SetApplicationID":           l.SetApplicationID(1, 2),
-		"CA_MigrationCloseSession":      l.NegotiationClose(1, []byte("tunnel")),
-		"CA_GetTokenStorageInformation": second(l.Storage(0, 0)),
-		"CA_GetContainerStatus":         second(l.Status(0, 0)),
-		"CA_GetSessionInfo":             second(l.Container(1)),
-		"CA_GetObjectUID":               second(l.UID(0, 1, 1)),
-		"CA_GetObjectHandle":            second(l.ByUID(0, 1, make([]byte, vendor.UIDSize))),
-		"CA_GetTokenCertificates":       second(l.Certificate(0, vendor.TWC3)),
-		"CA_CloneAsSourceInit":          second(l.SourceInit(1)),
-		"CA_CloneAsTargetInit":          second(l.TargetInit(1, nil, nil)),
-		"CA_CloneAsSource":              second(l.AsSource(1, 1, nil)),
-		"CA_CloneAsTarget":              second(l.AsTarget(1, nil, nil)),
-		"CA_Insert":                     second(l.Insert(1, nil, nil, [][]byte{{1}})),
-		"CA_SIMExtract":                 second(l.SIMExtract(1, 1)),
+		"CA_RandomizeApplicationID":         l.RandomizeApplicationID(),
+		"CA_SetApplicationID":               l.SetApplicationID(1, 2),
+		"CA_MigrationCloseSession":          l.NegotiationClose(1, []byte("tunnel")),
+		"CA_GetTokenStorageInformation":     second(l.TokenStorage(0)),
+		"CA_GetContainerStorageInformation": second(l.ContainerStorage(0, 0)),
+		"CA_GetContainerStatus":             second(l.Status(0, 0)),
+		"CA_GetSessionInfo":                 second(l.Container(1)),
+		"CA_GetObjectUID":                   second(l.UID(0, 1, 1)),
+		"CA_GetObjectHandle":                second(l.ByUID(0, 1, make([]byte, vendor.UIDSize))),
+		"CA_GetTokenCertificates":           second(l.Certificate(0, vendor.TWC3)),
+		"CA_CloneAsSourceInit":              second(l.SourceInit(1)),
+		"CA_CloneAsTargetInit":              second(l.TargetInit(1, nil, nil)),
+		"CA_CloneAsSource":                  second(l.AsSource(1, 1, nil)),
+		"CA_CloneAsTarget":                  second(l.AsTarget(1, nil, nil)),
+		"CA_Insert":                         second(l.Insert(1, nil, nil, [][]byte{{1}})),
+		"CA_SIMExtract":                     second(l.SIMExtract(1, 1)),
 	}
 	_, _, _, calls["CA_GetFirmwareVersion"] = l.Firmware(0)
 	for name, err := range calls {
