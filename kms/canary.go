@@ -2,6 +2,7 @@ package kms
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,29 +23,48 @@ const canaryLabel = "kmsd canary"
 //
 // A refusal of the member's is a permanent failure of it, which names the difference.
 // A failure of the one that should supply the canary is not held against it: the next
-// one does. Whatever happens, a crash included, the canary is destroyed wherever it
-// may have come to be.
+// one does; but when all of them refuse to give it one, it does not fit. Whatever happens,
+// a crash included, the canary is destroyed wherever it may have come to be.
 func (k *KMS) proveClone(ctx context.Context, g *keyGroup, to group.Member) error {
-	var failures []error
+	var failure, refusal error // of the members that should have supplied it; the first refusal
+	refused := true            // there was nothing but refusals
 	for _, from := range g.InStep() {
-		switch {
-		case from.Name() == to.Name():
-			continue
-		case replica.Together(from, to) == 0:
-			failures = append(failures, replica.NoCommonProtocol(from, to))
+		if from.Name() == to.Name() {
 			continue
 		}
-		err := k.sendCanary(ctx, g, from, to)
-		if _, atSource := errors.AsType[*replica.SourceError](err); !atSource {
-			return refusedCanary(from, to, err)
+		err := replica.NoCommonProtocol(from, to)
+		if replica.Together(from, to) > 0 {
+			err = k.sendCanary(ctx, g, from, to)
+			source, atSource := errors.AsType[*replica.SourceError](err)
+			if !atSource {
+				return refusedCanary(from, to, err)
+			}
+			k.log.Warn("a member could not supply a canary key", "group", g.name, "member", from.Name(), "error", err)
+			refused = refused && refusesToGive(source.Err)
+			refusal = cmp.Or(refusal, refusedCanary(from, to, source.Err))
 		}
-		k.log.Warn("a member could not supply a canary key", "group", g.name, "member", from.Name(), "error", err)
-		failures = append(failures, err)
+		if failure != nil {
+			err = fmt.Errorf("%w; %w", failure, err)
+		}
+		failure = err
 	}
-	if failures != nil {
-		return fmt.Errorf("proving that member %s takes keys: no other member could make one: %w", to.Name(), errors.Join(failures...))
+	switch {
+	case failure == nil:
+		return nil
+	case refused && refusal != nil: // they give keys to each other, so it is this one that does not fit
+		return refusal
+	default:
+		return fmt.Errorf("proving that member %s takes keys: no other member could make one: %w", to.Name(), failure)
 	}
-	return nil
+}
+
+// errUnmade is in the failure of a member that cannot even make a canary key.
+var errUnmade = errors.New("making a canary key")
+
+// refusesToGive says whether a member has a canary key and does not give it to another one
+// for what that one is.
+func refusesToGive(err error) bool {
+	return pluginproto.ClassOf(err) == pluginproto.ClassCaller && !errors.Is(err, errUnmade)
 }
 
 // sendCanary makes one canary on from and clones it to to.
@@ -65,7 +85,7 @@ func (k *KMS) sendCanary(ctx context.Context, g *keyGroup, from, to group.Member
 		err = checkObject(object, id, pluginproto.AES256)
 	}
 	if err != nil {
-		return &replica.SourceError{Member: from.Name(), Err: err}
+		return &replica.SourceError{Member: from.Name(), Err: fmt.Errorf("%w: %w", errUnmade, err)}
 	}
 	want := replica.Copy{ID: id, Type: object.Type, CheckValue: object.CheckValue, Key: "canary", Version: 1}
 	if _, err := replica.Clone(ctx, from, to, want); err != nil {

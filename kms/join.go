@@ -42,6 +42,11 @@ func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error 
 	if rec.Token != nil && rec.Token.Is(pinOf(MemberConfig{}, m.Token())) && !g.table.swapping(m.Name()) {
 		return nil
 	}
+	return explained(m, k.fits(ctx, g, m))
+}
+
+// fits proves that a token can be a member's of the group.
+func (k *KMS) fits(ctx context.Context, g *keyGroup, m group.Member) error {
 	others := slices.DeleteFunc(g.InStep(), func(other group.Member) bool { return other.Name() == m.Name() })
 	for _, other := range others {
 		if err := compareTokens(m, other); err != nil {
@@ -61,6 +66,22 @@ func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error 
 	}
 	defer release()
 	return k.proveClone(ctx, g, m)
+}
+
+// explained adds to a refusal for good what the driver warns of: why it offers no protocol
+// is not for the group to know.
+func explained(m group.Member, err error) error {
+	e, ok := errors.AsType[*pluginproto.Error](err)
+	if !ok || !e.Permanent {
+		return err
+	}
+	because := *e
+	for _, fact := range m.Token().Facts {
+		if fact.Warning {
+			because.Msg += fmt.Sprintf("; its driver warns: %s: %s", fact.Name, fact.Value)
+		}
+	}
+	return &because
 }
 
 // compareTokens refuses a token that cannot exchange keys with a member's.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -140,4 +141,56 @@ func TestACrashInATransferOfManyKeys(t *testing.T) {
 		r.wantVerified("key-0")
 		return reached()
 	})
+}
+
+// Where two HSMs find out that they have nothing in common is the protocol's business: it may
+// be the one that gives.
+func TestAMemberThatNobodyGivesKeysToDoesNotFit(t *testing.T) {
+	warns := []pluginproto.Fact{{Name: "cloning", Value: "policy 4 is off", Warning: true}, {Name: "room", Value: "plenty"}}
+	for _, c := range []struct {
+		name    string
+		refuses int // members that refuse to give keys to the new one
+		failure pluginproto.Error
+		says    string
+		fits    bool
+	}{
+		{"all refuse", 2, pluginproto.Error{Class: pluginproto.ClassCaller, CKR: 0x80000108, Msg: "no domain in common"},
+			"no domain in common (it refuses a clone of a canary key); its driver warns: cloning: policy 4 is off", false},
+		{"one gives", 1, pluginproto.Error{Class: pluginproto.ClassCaller, Msg: "no domain in common"}, "", true},
+		{"all are in trouble", 2, pluginproto.Error{Class: pluginproto.ClassBusy, Msg: "later"}, "no other member could make one", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newReserve(t, 2, "hsm-x")
+				plain := r.enlist
+				r.enlist = func(group string, spec api.MemberSpec) (kms.MemberConfig, error) {
+					m, err := plain(group, spec)
+					open := m.Open
+					m.Open = func(ctx context.Context) (pluginproto.Driver, error) {
+						d, err := open(ctx)
+						return &disguised{d, func(i *pluginproto.TokenInfo) { i.Facts = warns }}, err
+					}
+					return m, err
+				}
+				r.mustStart()
+				defer func() { r.stop() }()
+				r.create("shop")
+				for _, h := range r.hsms[:c.refuses] {
+					h.driver().Script(memdriver.Fault{Call: memdriver.CallCloneStep, Err: &c.failure})
+				}
+				_, err := r.AddMember(t.Context(), "", r.spec("hsm-x", "hsm-x"))
+				if c.fits {
+					if err != nil {
+						t.Fatal(err)
+					}
+					return
+				}
+				wantError(t, err, api.ErrMemberFailed, c.says)
+				if e := api.AsError(err); strings.Contains(e.Message, "\n") || strings.Contains(e.Message, "plenty") {
+					t.Errorf("the error is %q", e.Message)
+				}
+				r.wantMembers("hsm-a hsm-b")
+			})
+		})
+	}
 }
