@@ -1,8 +1,7 @@
-/* Faults, sessions, logins and the lock around SoftHSM. */
+/* The lock around SoftHSM, the library's beginning and end, and sessions. */
 #include "sim.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 /*
  * Calls hold inside for reading, and for writing what changes sessions, logins or objects:
@@ -19,9 +18,6 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 int initialised; /* guarded by inside, as all below */
 CK_SLOT_ID real_slot;
 static struct session *sessions;
-static enum role who;
-static uint32_t power;   /* the power cycles that this process has seen */
-static int own_appid;    /* it has chosen an application ID */
 
 /* A steady stream of readers must not keep a writer waiting. */
 static void make_lock(void)
@@ -53,55 +49,17 @@ void keep_sessions(void)
 void unkeep_sessions(void) { pthread_rwlock_unlock(&living); }
 
 /* Waits for the keys that are being made, too. */
-static void hold_everything(void)
+void hold_everything(void)
 {
 	pthread_once(&once, make_lock);
 	pthread_rwlock_wrlock(&living);
 	hold_all(WRITE);
 }
 
-static void release_everything(void)
+void release_everything(void)
 {
 	release_all();
 	pthread_rwlock_unlock(&living);
-}
-
-enum role role(void) { return who; }
-
-static int taken(struct fault *f, uint32_t what, const char *function, int session)
-{
-	uint32_t n = __atomic_load_n(&f->left, __ATOMIC_ACQUIRE);
-	if (n == 0 || f->what != what)
-		return 0;
-	if (strcmp(f->function, function) != 0 && (!session || strcmp(f->function, "*") != 0))
-		return 0;
-	uint32_t after = __atomic_load_n(&f->after, __ATOMIC_ACQUIRE);
-	while (after != 0)
-		if (__atomic_compare_exchange_n(&f->after, &after, after - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-			return 0;
-	while (n != 0) {
-		uint32_t next = n == FOREVER ? FOREVER : n - 1;
-		if (__atomic_compare_exchange_n(&f->left, &n, next, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-			__atomic_add_fetch(&f->fired, 1, __ATOMIC_ACQ_REL);
-			return 1;
-		}
-	}
-	return 0;
-}
-
-static struct fault *take(uint32_t what, const char *function, S h)
-{
-	for (int i = 0; i < FAULTS; i++)
-		if (taken(&state->faults[i], what, function, h != 0))
-			return &state->faults[i];
-	return NULL;
-}
-
-static void nap(uint32_t ms)
-{
-	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
-	while (nanosleep(&t, &t) != 0)
-		;
 }
 
 static void forget(struct session *s)
@@ -121,10 +79,10 @@ static void forget_all(void)
 		forget(sessions);
 		sessions = next;
 	}
-	who = NOBODY;
+	forget_login();
 }
 
-static void lose_sessions(void)
+void lose_sessions(void)
 {
 	hold_everything();
 	if (initialised) {
@@ -134,61 +92,19 @@ static void lose_sessions(void)
 	release_everything();
 }
 
-static void put_out(void)
+void put_out(void)
 {
 	hold_all(READ);
-	int somebody = who != NOBODY;
+	int somebody = role() != NOBODY;
 	release_all();
 	if (!somebody)
 		return;
 	hold_everything();
-	if (initialised && who != NOBODY && sessions != NULL) {
+	if (initialised && role() != NOBODY && sessions != NULL) {
 		real->C_Logout(sessions->h);
-		who = NOBODY;
+		forget_login();
 	}
 	release_everything();
-}
-
-/* Whether anybody is let in: a partition that needs a PED has to be activated, which policy 22 allows (row 27). */
-int activated(void) { return sw(SW_ACTIVATED) && (!sw(SW_MFA) || allows(state->token_policy, ACTIVATION)); }
-
-/* What has happened to the HSM since the last call. */
-static CK_RV look_at_hsm(void)
-{
-	if (sw(SW_TAMPERED))
-		return CKR_HSM_TAMPERED; /* for everything: row "permanent" of section 3 */
-	uint32_t cycles = sw(SW_POWER);
-	if (__atomic_exchange_n(&power, cycles, __ATOMIC_ACQ_REL) != cycles)
-		lose_sessions();
-	if (!activated())
-		put_out();
-	return CKR_OK;
-}
-
-/* Does what is to be done before a call. An answer other than CKR_OK is the call's. */
-CK_RV enter(const char *function, S h)
-{
-	if (state == NULL)
-		return CKR_CRYPTOKI_NOT_INITIALIZED;
-	struct fault *f = take(HANG, function, h);
-	while (f != NULL && __atomic_load_n(&f->arg, __ATOMIC_ACQUIRE) != 0)
-		nap(2);
-	if ((f = take(SLEEP, function, h)) != NULL)
-		nap(f->arg);
-	if (take(CLOSE, function, h) != NULL)
-		lose_sessions();
-	if (h != 0 && take(LOGOUT, function, h) != NULL)
-		put_out();
-	if ((f = take(ANSWER, function, h)) != NULL)
-		return f->arg;
-	return look_at_hsm();
-}
-
-/* The answer of a call that was carried out may get lost on its way. */
-CK_RV leave(const char *function, CK_RV rv)
-{
-	struct fault *f = take(LOSE, function, 0);
-	return f != NULL ? f->arg : rv;
 }
 
 /* Finds a session and keeps it and SoftHSM; NULL, and nothing kept, where there is none. */
@@ -256,7 +172,8 @@ EXPORT CK_RV C_Finalize(CK_VOID_PTR reserved)
 		forget_all();
 		forget_handles();
 		rv = real->C_Finalize(NULL);
-		initialised = own_appid = 0;
+		forget_appid();
+		initialised = 0;
 	}
 	release_everything();
 	return leave("C_Finalize", rv);
@@ -305,7 +222,7 @@ EXPORT CK_RV C_CloseSession(S h)
 		forget(s);
 		rv = real->C_CloseSession(h);
 		if (sessions == NULL)
-			who = NOBODY; /* PKCS#11 2.40 section 5.6: the last session takes the login along */
+			forget_login(); /* PKCS#11 2.40 section 5.6: the last session takes the login along */
 	}
 	release_everything();
 	return leave("C_CloseSession", rv);
@@ -330,94 +247,3 @@ static CK_RV do_C_GetSessionInfo(struct session *s, CK_SESSION_INFO_PTR info)
 	return rv;
 }
 CALL(C_GetSessionInfo, READ, (S h, CK_SESSION_INFO_PTR i), (s, i))
-
-/* Looks at the PIN and counts the wrong ones in the partition, for every process (P: CA_GetContainerStatus). */
-static CK_RV check_pin(int user, const unsigned char *pin, N n)
-{
-	const char *right = state->pin[user];
-	uint32_t limit = sw(SW_LOGIN_LIMIT);
-	if (right[0] == 0)
-		return CKR_USER_PIN_NOT_INITIALIZED;
-	if (__atomic_load_n(&state->failed[user], __ATOMIC_ACQUIRE) >= limit)
-		return CKR_PIN_LOCKED;
-	if (pin == NULL || n != strlen(right) || memcmp(pin, right, n) != 0) {
-		__atomic_add_fetch(&state->failed[user], 1, __ATOMIC_ACQ_REL);
-		return CKR_PIN_INCORRECT;
-	}
-	__atomic_store_n(&state->failed[user], 0, __ATOMIC_RELEASE);
-	return CKR_OK;
-}
-
-static CK_RV log_in(struct session *s, enum role as)
-{
-	int fd = lock_partition();
-	CK_RV rv = real->C_Login(s->h, CKU_USER, (B)token_pin, strlen(token_pin));
-	unlock_partition(fd);
-	if (rv == CKR_OK)
-		who = as;
-	return rv;
-}
-
-static CK_RV do_C_Login(struct session *s, CK_USER_TYPE user, B pin, N n)
-{
-	if (user != CKU_USER && user != CKU_LIMITED_USER)
-		return CKR_USER_TYPE_INVALID;
-	if (!activated())
-		return sw(SW_DEACTIVATED_CODE);
-	enum role as = user == CKU_USER ? OFFICER : USER;
-	if (who != NOBODY)
-		return who == as ? CKR_USER_ALREADY_LOGGED_IN : CKR_USER_ANOTHER_ALREADY_LOGGED_IN;
-	if (sw(SW_APPID_SHARED) && !own_appid) { /* D-appid: the login of the other process is ours, whatever the PIN */
-		CK_RV rv = log_in(s, as);
-		return rv == CKR_OK ? CKR_USER_ALREADY_LOGGED_IN : rv;
-	}
-	CK_RV rv = check_pin(as == USER, pin, n);
-	return rv == CKR_OK ? log_in(s, as) : rv;
-}
-CALL(C_Login, WRITE, (S h, CK_USER_TYPE u, B pin, N n), (s, u, pin, n))
-
-EXPORT CK_RV C_Logout(S h)
-{
-	CK_RV rv = enter("C_Logout", h);
-	if (rv != CKR_OK)
-		return rv;
-	hold_everything();
-	rv = initialised ? real->C_Logout(h) : CKR_CRYPTOKI_NOT_INITIALIZED;
-	if (rv == CKR_OK)
-		who = NOBODY;
-	release_everything();
-	return leave("C_Logout", rv);
-}
-
-static CK_RV choose_appid(const char *function)
-{
-	CK_RV rv = enter(function, 0);
-	if (rv == CKR_OK) {
-		hold_all(WRITE);
-		own_appid = 1;
-		release_all();
-	}
-	return leave(function, rv);
-}
-
-EXPORT CK_RV CA_SetApplicationID(CK_ULONG hi, CK_ULONG lo)
-{
-	(void)hi, (void)lo;
-	return choose_appid("CA_SetApplicationID");
-}
-
-EXPORT CK_RV CA_RandomizeApplicationID(void) { return choose_appid("CA_RandomizeApplicationID"); }
-
-CK_RV officer_only(void)
-{
-	if (who == NOBODY)
-		return CKR_USER_NOT_LOGGED_IN;
-	return who == OFFICER ? CKR_OK : CKR_USER_NOT_AUTHORIZED;
-}
-
-CK_RV may_make(int token)
-{
-	if (who == USER && !token && sw(SW_CU_SESSION_OBJECTS))
-		return CKR_OK;
-	return officer_only();
-}

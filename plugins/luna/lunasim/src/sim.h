@@ -74,10 +74,9 @@ struct session {
 	struct session *next;
 };
 
+/* All of these but those that hold are called with the lock held. */
 extern CK_SLOT_ID real_slot;
 extern int initialised;
-CK_RV enter(const char *function, S h);
-CK_RV leave(const char *function, CK_RV rv);
 struct session *hold(S h, int how, int vendor);
 void release(struct session *s);
 CK_RV no_session(void);
@@ -85,11 +84,23 @@ void hold_all(int how);
 void release_all(void);
 void keep_sessions(void); /* before hold, for what takes long */
 void unkeep_sessions(void);
-enum role role(void);
+void hold_everything(void); /* for what ends sessions or logins */
+void release_everything(void);
+void lose_sessions(void);   /* holds */
+void put_out(void);         /* holds */
+CK_RV check_slot(CK_SLOT_ID slot);
+
+/* fault.c: called with nothing held. */
+CK_RV enter(const char *function, S h);
+CK_RV leave(const char *function, CK_RV rv);
 int activated(void);
+
+/* login.c */
+enum role role(void);
+void forget_login(void);
+void forget_appid(void);
 CK_RV officer_only(void); /* who may make, change, destroy and clone */
 CK_RV may_make(int token);
-CK_RV check_slot(CK_SLOT_ID slot);
 
 /* Defines a function of sessions: the body is do_NAME, called with the session held. */
 #define CALL_AS(vendor, name, how, parameters, arguments)       \
@@ -100,7 +111,7 @@ CK_RV check_slot(CK_SLOT_ID slot);
 			return rv;                                          \
 		struct session *s = hold(h, how, vendor);               \
 		if (s == NULL)                                          \
-			return no_session();                                    \
+			return no_session();                                \
 		rv = do_##name arguments;                               \
 		release(s);                                             \
 		return leave(#name, rv);                                \
