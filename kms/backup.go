@@ -100,6 +100,10 @@ func (k *KMS) backupHeader() (backup.Header, error) {
 		if len(members) == 0 {
 			return backup.Header{}, fmt.Errorf("reading the domain of group %s: %w", g.name, group.ErrLost)
 		}
+		if !slices.ContainsFunc(members, func(m group.Member) bool { _, ok := givesAlone(m); return ok }) {
+			// Said before the first byte, for a backup that breaks off says nothing.
+			return backup.Header{}, cannotKeep(fmt.Errorf("the keys of group %s: %w", g.name, tokenToToken(members[0])))
+		}
 		h.Groups = append(h.Groups, backup.Group{Name: g.name, DomainCheck: members[0].Token().DomainCheck})
 	}
 	return h, nil
@@ -321,6 +325,11 @@ func cannotExport(v export, err error) error {
 	if !errors.Is(err, errTokenToToken) {
 		return err
 	}
+	return cannotKeep(err)
+}
+
+// cannotKeep is the refusal of keys that go from token to token only.
+func cannotKeep(err error) error {
 	e := api.NewError(api.CodeState, fmt.Sprintf("making a backup: %v", err), err)
 	e.Hint = "back such HSMs up with the means of their maker; a member that stands by is a copy too"
 	if m, ok := errors.AsType[*group.MemberError](err); ok {
@@ -330,7 +339,7 @@ func cannotExport(v export, err error) error {
 }
 
 func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, error) {
-	protocol, ok := aloneProtocol(m.Token(), func(p pluginproto.CloneProtocol) bool { return p.Gives })
+	protocol, ok := givesAlone(m)
 	if !ok {
 		return backup.Blob{}, tokenToToken(m)
 	}
@@ -349,6 +358,11 @@ func exportFrom(ctx context.Context, m group.Member, v export) (backup.Blob, err
 		Identity: v.id.String(), Type: string(v.typ), CheckValue: v.version.CheckValue,
 		Protocol: protocol, Transfer: req.Transfer[:], Blob: said.Blob,
 	}, nil
+}
+
+// givesAlone returns the protocol by which a member gives keys away that can be kept.
+func givesAlone(m group.Member) (protocol string, ok bool) {
+	return aloneProtocol(m.Token(), func(p pluginproto.CloneProtocol) bool { return p.Gives })
 }
 
 // tokenToToken is the refusal of a member whose keys cannot be put in a file.

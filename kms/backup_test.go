@@ -327,6 +327,9 @@ func TestBackupNamesTheMemberWhoseKeysStayOnTokens(t *testing.T) {
 	if e := (*api.Error)(nil); !errors.As(err, &e) || !strings.HasPrefix(e.Member, "hsm-") {
 		t.Errorf("error %+v names no member", e)
 	}
+	if b.Len() > 0 {
+		t.Errorf("%d bytes are written, after which nobody can be told why", b.Len())
+	}
 }
 
 func TestBackupRefusesRecipientsThatAreNone(t *testing.T) {
