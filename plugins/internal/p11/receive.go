@@ -120,6 +120,10 @@ func (s *session) listen(op string, t *transfer, in []byte) (words []byte, done 
 			s.surplus(t.keys[i], received[n])
 			continue
 		}
+		if err := received[n].Err; err != nil {
+			t.results[i].Err = s.notReceived(op, err)
+			continue
+		}
 		obj, err := s.accept(op, t.offers[i], received[n])
 		if err != nil && s.stops(err) {
 			_ = s.discard(received[n+1:])
@@ -232,7 +236,7 @@ func (s *session) notElsewhere(op string, o offered) error {
 	}
 	v, err := s.attributes(h, pkcs11.CKA_ID)
 	if err != nil {
-		return err
+		return nil // one that this session does not see is in nobody's way; trouble shows in the next call
 	}
 	if bytes.Equal(v[0], o.object.ID[:]) {
 		return nil // what a library does with one that it has already is the extension's to say
@@ -244,9 +248,6 @@ func (s *session) notElsewhere(op string, o offered) error {
 // accept makes a key of an object that has come: it has to be what the source described,
 // and a pair gets its public half. What is not accepted is destroyed.
 func (s *session) accept(op string, o offered, r Received) (obj pluginproto.Object, err error) {
-	if r.Err != nil {
-		return obj, s.notReceived(op, r.Err)
-	}
 	made := []Received{r}
 	id := o.object.ID
 	defer func() {

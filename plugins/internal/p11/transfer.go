@@ -152,7 +152,14 @@ func (s *session) describeOffer(op string, id pluginproto.KeyID) (offered, pkcs1
 	}
 	h := append(o.secret, o.private...)[0]
 	uid, err := s.c.ext.UID(s.c.at(s.h), h)
-	return offered{object: obj, uid: uid}, h, s.fail(op, err)
+	if err != nil {
+		return offered{}, 0, s.fail(op, err)
+	}
+	given := offered{object: obj, uid: uid}
+	if _, err := appendOffer(nil, []pluginproto.KeyID{id}, []offered{given}); err != nil {
+		return offered{}, 0, pluginproto.Errorf(pluginproto.ClassCaller, op, "describing the key %s: %v", id, err)
+	}
+	return given, h, nil
 }
 
 // stops reports whether a failure is not one key's, so that the others would fail as well.
