@@ -2,8 +2,8 @@
  * What the parts of the library know of each other. Every function that takes a
  * struct session is called with that session held (session.c).
  *
- * "Row" and "section" in these files are those of the collected facts on Luna: what a
- * rule stands on. "Guess" marks a choice that nothing was found for.
+ * Rows, sections and letters in comments are what a rule stands on; README.md, a folder
+ * above, lists them. "Guess" marks a choice that nothing was found for.
  */
 #ifndef LUNASIM_SIM_H
 #define LUNASIM_SIM_H
