@@ -54,11 +54,27 @@ func TestFunctionsOfPKCS11RefuseNULL(t *testing.T) {
 		"C_FindObjects": {uint(k.h), 0, 1, 0}, "C_EncryptInit": {uint(k.h), 0, key}, "C_Encrypt": {uint(k.h), 0, 0, 0, 0},
 		"C_DecryptInit": {uint(k.h), 0, key}, "C_Decrypt": {uint(k.h), 0, 0, 0, 0}, "C_SignInit": {uint(k.h), 0, key}, "C_Sign": {uint(k.h), 0, 0, 0, 0},
 		"C_GenerateKey": {uint(k.h), 0, 0, 0, 0}, "C_GenerateKeyPair": {uint(k.h), 0, 0, 0, 0, 0, 0, 0}, "C_WrapKey": {uint(k.h), 0, key, key, 0, 0},
+		"C_EncryptUpdate": {uint(k.h), 0, 8, 0, 0}, "C_EncryptFinal": {uint(k.h), 0, 0}, "C_DecryptUpdate": {uint(k.h), 0, 8, 0, 0}, "C_DecryptFinal": {uint(k.h), 0, 0},
+		"C_DigestInit": {uint(k.h), 0}, "C_Digest": {uint(k.h), 0, 8, 0, 0}, "C_DigestUpdate": {uint(k.h), 0, 8}, "C_DigestFinal": {uint(k.h), 0, 0},
+		"C_SignUpdate": {uint(k.h), 0, 8}, "C_SignFinal": {uint(k.h), 0, 0}, "C_VerifyInit": {uint(k.h), 0, key}, "C_Verify": {uint(k.h), 0, 8, 0, 8},
+		"C_VerifyUpdate": {uint(k.h), 0, 8}, "C_VerifyFinal": {uint(k.h), 0, 8}, "C_GetObjectSize": {uint(k.h), key, 0}, "C_DestroyObject": {uint(k.h), 0},
 		"C_UnwrapKey": {uint(k.h), 0, key, 0, 0, 0, 0, 0}, "C_GenerateRandom": {uint(k.h), 0, 8}, "C_DeriveKey": {uint(k.h), 0, 0, 0, 0, 0},
 	} {
 		if rv := k.ca.Call(function, args...); rv == 0 {
 			t.Errorf("%s took NULL", function)
 		}
+	}
+	for _, mode := range []string{"caller", "appended"} { // with an operation under way
+		k.p.Set("gcm_iv", mode)
+		params := pkcs11.NewGCMParams(make([]byte, 12), nil, 128)
+		defer params.Free()
+		if err := k.EncryptInit(k.h, mech(pkcs11.CKM_AES_GCM, params), pkcs11.ObjectHandle(key)); err != nil {
+			t.Fatal(err)
+		}
+		if rv := k.ca.Call("C_Encrypt", uint(k.h), 0, 8, 0, 0); rv == 0 {
+			t.Errorf("an encryption with the %s's IV took NULL", mode)
+		}
+		k.h = k.session()
 	}
 }
 
