@@ -5,7 +5,7 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo mariadb-demo test lint unit e2e chaos rekey restore-drill fuzz bench proto deps deps-mariadb clean
+.PHONY: help build demo mariadb-demo test lint unit e2e chaos rekey resync restore-drill fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ KEYS := 200
 
 restore-drill: deps ## back up, erase two tokens, restore: KEYS=10000
 	$(GO) test -count=1 -v -timeout 120m ./e2e -run '^TestRestoreDrill$$' -args -drill-keys $(KEYS)
+
+resync: KEYS := 1000
+resync: deps ## KEYS=1000 keys to a Luna member that was away
+	$(GO) test -count=1 -v -timeout 60m ./e2e/luna -run '^TestManyKeysReachAMemberThatWasAway$$' -args -keys $(KEYS)
 
 rekey: KEYS := 1000000
 rekey: deps ## a rekey of KEYS=1000000 data keys on three tokens, with kmsd killed twice on the way
