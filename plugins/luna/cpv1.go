@@ -15,9 +15,9 @@ import (
 //	source  CA_CloneAsSource        → target  CA_CloneAsTarget
 //
 // What was read of Thales' page does not say which of the HSM's certificates is meant, nor which
-// side makes the key exchange value (KEV): both are inferred. So the source sends all certificates that it has
-// and the target takes the first that its HSM takes, with a KEV of its own. When either HSM
-// refuses that, it begins once more with a KEV of the source's.
+// side makes the key exchange value (KEV): both are inferred. So the source sends all
+// certificates that it has and the target takes the first that its HSM takes, with a KEV of its
+// own. When either HSM refuses that, it begins once more with a KEV of the source's.
 //
 // What the source says is an offer, [KEV or nothing, certificate, ...], or the object, [part 2].
 // What the target says is [part 1], or nothing when its HSM took no offer.

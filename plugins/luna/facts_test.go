@@ -49,6 +49,11 @@ func TestFactsFollowThePartition(t *testing.T) {
 	told("failed logins", "0 as Crypto Officer, 1 as Crypto User", true)
 
 	// Policies are read once: what needs one to change needs a person at the HSM.
+	noPartition := []string{"CA_GetSessionInfo"}
+	noStatus := []string{"CA_GetContainerStatus", "CA_GetContainerStorageInformation"}
+	little := []string{
+		"CA_GetContainerStorageInformation", "CA_GetTokenStorageInformation", "CA_GetHSMPolicySet", "CA_GetTokenPolicies", "CA_GetFirmwareVersion",
+	}
 	for _, tc := range []struct {
 		name    string
 		options lunasim.Options
@@ -59,14 +64,14 @@ func TestFactsFollowThePartition(t *testing.T) {
 		{"activation that a restart ends", lunasim.Options{Policies: map[int]int{policyAutoActivation: 0}}, "activation", "policy 23) is off", true},
 		{"a partition that needs none", lunasim.Options{Policies: map[int]int{policyActivation: 0}}, "activation", "", false},
 		{"FIPS mode", lunasim.Options{HSMPolicies: map[int]int{hsmNonFIPS: 0}}, "FIPS mode", "on", false},
-		{"a client that does not say how the partition is", lunasim.Options{Without: []string{"CA_GetContainerStatus"}}, "failed logins", "", false},
-		{"a client that does not know partitions", lunasim.Options{Without: []string{"CA_GetSessionInfo"}}, "failed logins", "", false},
-		{"a client that knows the token's storage alone", lunasim.Options{Without: []string{"CA_GetContainerStorageInformation"}}, "storage", "0 objects", false},
-		{"a client that knows the token's storage and no partitions", lunasim.Options{Without: []string{"CA_GetSessionInfo"}}, "storage", "0 objects", false},
-		{"a client that knows no storage", lunasim.Options{Without: []string{"CA_GetContainerStorageInformation", "CA_GetTokenStorageInformation"}}, "storage", "", false},
-		{"a client that shows no policies of the HSM", lunasim.Options{Without: []string{"CA_GetHSMPolicySet"}}, "FIPS mode", "", false},
-		{"a client that shows no policies", lunasim.Options{Without: []string{"CA_GetTokenPolicies"}}, "cloning", "cpv1-7.7", false},
-		{"a client that knows the short firmware version", lunasim.Options{Firmware: "7.8.4", Without: []string{"CA_GetFirmwareVersion"}}, "cloning", "cpv4", false},
+		{"a client that does not say how the partition is", lunasim.Options{Without: noStatus}, "failed logins", "", false},
+		{"a client that knows the token's storage alone", lunasim.Options{Without: noStatus}, "storage", "0 objects", false},
+		{"a client that knows no partitions", lunasim.Options{Without: noPartition}, "failed logins", "", false},
+		{"a client that knows no partitions and the token's storage", lunasim.Options{Without: noPartition}, "storage", "0 objects", false},
+		{"a client that knows no storage", lunasim.Options{Without: little}, "storage", "", false},
+		{"a client that shows no policies of the HSM", lunasim.Options{Without: little}, "FIPS mode", "", false},
+		{"a client that shows no policies", lunasim.Options{Without: little}, "cloning", "cpv1-7.7", false},
+		{"a client that knows the short firmware version", lunasim.Options{Firmware: "7.8.4", Without: little}, "cloning", "cpv4", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e = openEnd(t, tc.options)
