@@ -110,7 +110,7 @@ func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 			return nil, err
 		}
 	}
-	return c, c.describe(q)
+	return c, c.describe(q, s)
 }
 
 // configure lets crypto11 initialise the library.
@@ -134,7 +134,7 @@ func (c *conn) configure(s settings) (err error) {
 }
 
 // describe takes down what the token says of itself.
-func (c *conn) describe(q Quirks) error {
+func (c *conn) describe(q Quirks, s settings) (err error) {
 	i := c.place.info
 	c.info = pluginproto.TokenInfo{
 		Label:        i.Label,
@@ -150,6 +150,9 @@ func (c *conn) describe(q Quirks) error {
 	}
 	if err := c.ext.Describe(c.at(c.keeper), &c.info); err != nil {
 		return c.codes.fail("asking the token about itself", err)
+	}
+	if c.info.Cloning, err = s.allowed(c.info.Cloning); err != nil {
+		return err
 	}
 	c.info.Facts = append(c.info.Facts, c.ivFacts()...)
 	return nil

@@ -206,6 +206,36 @@ func TestSettingsOfAVendor(t *testing.T) {
 	}
 }
 
+func TestASettingChoosesAmongTheProtocols(t *testing.T) {
+	b := newBench(t)
+	for _, tc := range []struct {
+		name, cloning, want, fault string
+	}{
+		{"those that are named, in their order", "alone, relay, unheard-of", "alone relay", ""},
+		{"one", "relay", "relay", ""},
+		{"none that the token has", "unheard-of", "", "cloning allows unheard-of, and the token has "},
+		{"none at all", " , ", "", "cloning names no protocol"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b.settings["cloning"] = tc.cloning
+			_, info, err := b.tryOpen(t, newWorld().quirks())
+			if tc.fault != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.fault) {
+					t.Errorf("%v does not say %q", err, tc.fault)
+				}
+				return
+			}
+			var names []string
+			for _, p := range info.Cloning {
+				names = append(names, p.Name)
+			}
+			if err != nil || strings.Join(names, " ") != tc.want {
+				t.Errorf("%v, %v, want %s", names, err, tc.want)
+			}
+		})
+	}
+}
+
 func TestASlotThatStandsForSeveralTokens(t *testing.T) {
 	b := newBench(t)
 	_, info := b.opened(t, quirks())

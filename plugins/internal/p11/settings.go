@@ -20,6 +20,10 @@ const (
 	settingLabel  = "token_label"
 	settingSerial = "token_serial"
 	settingUser   = "user" // where there is a choice
+
+	// settingCloning names the protocols that may be used, where there are several: what
+	// Luna's documents leave open may turn out to be wrong for one of them.
+	settingCloning = "cloning"
 )
 
 // settings are a member's settings, checked.
@@ -30,6 +34,8 @@ type settings struct {
 	user   uint              // the CKU to log in as
 	env    map[string]string // environment variable → value, for the library
 	lock   string            // path of the file that keeps drivers apart while they log in; "" for none
+
+	cloning []string // protocols that may be used, the best first; nil: all
 }
 
 // target names the token as the settings choose it.
@@ -64,6 +70,11 @@ func (q Quirks) readSettings(in map[string]string) (settings, error) {
 			var err error
 			s.user, err = q.findUser(value)
 			faults = append(faults, err)
+		case name == settingCloning && q.Extend != nil:
+			s.cloning = strings.Fields(strings.ReplaceAll(value, ",", " "))
+			if len(s.cloning) == 0 {
+				faults = append(faults, fmt.Errorf("%s names no protocol", name))
+			}
 		case q.ConfDirs[name] != ConfDir{}:
 			s.env[q.ConfDirs[name].Env] = filepath.Dir(value)
 			faults = append(faults, checkFile(name, value), checkBase(name, value, q.ConfDirs[name].File))
@@ -102,6 +113,9 @@ func (q Quirks) settingNames() []string {
 	if q.Users != nil {
 		names = append(names, settingUser)
 	}
+	if q.Extend != nil {
+		names = append(names, settingCloning)
+	}
 	slices.Sort(names)
 	return names
 }
@@ -113,6 +127,32 @@ func (q Quirks) findUser(name string) (uint, error) {
 	}
 	names := slices.DeleteFunc(slices.Sorted(maps.Keys(q.Users)), func(n string) bool { return n == "" })
 	return 0, fmt.Errorf("%s: there is no user %q (known: %s)", settingUser, name, strings.Join(names, ", "))
+}
+
+// allowed returns those of a token's protocols that the settings allow, in their order.
+func (s settings) allowed(all []pluginproto.CloneProtocol) ([]pluginproto.CloneProtocol, error) {
+	if s.cloning == nil {
+		return all, nil
+	}
+	var out []pluginproto.CloneProtocol
+	for _, name := range s.cloning {
+		if at := slices.IndexFunc(all, func(p pluginproto.CloneProtocol) bool { return p.Name == name }); at >= 0 {
+			out = append(out, all[at])
+		}
+	}
+	if len(out) == 0 && len(all) > 0 {
+		return nil, permanent("choosing a cloning protocol",
+			fmt.Sprintf("%s allows %s, and the token has %s", settingCloning, strings.Join(s.cloning, ", "), protocolNames(all)))
+	}
+	return out, nil
+}
+
+func protocolNames(all []pluginproto.CloneProtocol) string {
+	names := make([]string, len(all))
+	for i, p := range all {
+		names[i] = p.Name
+	}
+	return strings.Join(names, ", ")
 }
 
 // findModule returns the library to load: the one asked for, or the first of the

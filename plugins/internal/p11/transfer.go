@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/miekg/pkcs11"
@@ -70,11 +69,7 @@ func (c *conn) way(op string, req pluginproto.CloneRequest) (way pluginproto.Clo
 	}
 	at := slices.IndexFunc(c.info.Cloning, func(p pluginproto.CloneProtocol) bool { return p.Name == req.Protocol })
 	if at < 0 {
-		names := make([]string, len(c.info.Cloning))
-		for i, p := range c.info.Cloning {
-			names[i] = p.Name
-		}
-		return refuse("there is no protocol %q here, only: %s", req.Protocol, strings.Join(names, ", "))
+		return refuse("there is no protocol %q here, only: %s", req.Protocol, protocolNames(c.info.Cloning))
 	}
 	way = c.info.Cloning[at]
 	switch source := req.Role == pluginproto.CloneSource; {
