@@ -184,7 +184,7 @@ func TestSettingsOfAVendor(t *testing.T) {
 		{"a user without a name", map[string]string{"user": ""}, []string{`there is no user ""`}},
 		{"a file with another name", map[string]string{"vendor_conf": wrong}, []string{"is not named Vendor.conf"}},
 		{"all faults at once", map[string]string{"user": "boss", "vendor_conf": "/nowhere/Vendor.conf", "slot": "1"},
-			[]string{"no user", "stat /nowhere/Vendor.conf", `unknown setting "slot" (known: module, softhsm_conf, token_label, token_serial, user, vendor_conf)`}},
+			[]string{"no user", "stat /nowhere/Vendor.conf", `unknown setting "slot" (known: cloning, module, softhsm_conf, token_label, token_serial, user, vendor_conf)`}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			good := b.settings
