@@ -19,7 +19,7 @@ import (
 // is on it when it serves, although kmsd was killed in between.
 func TestWhatAMemberMissedOutlivesKmsd(t *testing.T) {
 	build(t)
-	s := newSite(t, chaos.SoftHSM, 3)
+	s := newSite(t, chaos.SoftHSM, 3, fixedSeed)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
 	defer cancel()
 	away := s.hsms[1]
@@ -60,7 +60,7 @@ func TestWhatAMemberMissedOutlivesKmsd(t *testing.T) {
 // member that returns serves by itself.
 func TestAllMembersAreLostAndReturn(t *testing.T) {
 	build(t)
-	s := newSite(t, chaos.SoftHSM, 3)
+	s := newSite(t, chaos.SoftHSM, 3, fixedSeed)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
 	defer cancel()
 	s.create(t, "shop")
@@ -132,7 +132,7 @@ func TestAllMembersAreLostAndReturn(t *testing.T) {
 // meanwhile are told so by their clients, in time.
 func TestAKmsdThatStoodStillDropsNoMember(t *testing.T) {
 	build(t)
-	s := newSite(t, chaos.SoftHSM, 3)
+	s := newSite(t, chaos.SoftHSM, 3, fixedSeed)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*stepTime)
 	defer cancel()
 	history := new(chaos.History)

@@ -123,7 +123,7 @@ func carryOut(t *testing.T, plan chaos.Plan) {
 			t.Logf("to try it again: make chaos DRIVER=%s SEED=%d FAULTS=%d MEMBERS=%d\n%v", plan.Driver, plan.Seed, len(plan.Steps), plan.Members, plan)
 		}
 	})
-	s := newSite(t, plan.Driver, plan.Members)
+	s := newSite(t, plan.Driver, plan.Members, plan.Seed)
 	history := new(chaos.History)
 	load := startLoad(t, s, history)
 	begin := time.Now()

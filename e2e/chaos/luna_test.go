@@ -16,24 +16,41 @@ import (
 // lunaToken is a partition.
 type lunaToken struct {
 	t         *testing.T
+	options   lunasim.Options
 	partition *lunasim.Partition
 	conf      string // path of the Chrystoki.conf that the member is configured with
 	armed     *lunasim.Armed
 }
 
+// partitions are what the members of a run can be, by its seed. They are not changed.
+var partitions = [...]struct {
+	name    string
+	options lunasim.Options
+}{
+	{"CPv4", lunasim.Options{}},
+	{"CPv3", lunasim.Options{Firmware: "7.7.1"}},
+	{"CPv1", lunasim.Options{Firmware: "7.4.0"}},
+	{"SIM", lunasim.Options{Kind: "sim"}},
+	{"CPv4 in FIPS mode", lunasim.Options{HSMPolicies: map[int]int{12: 0}}},
+}
+
 // useLuna gives every member a partition, and the group an empty catalog. Their serials
 // are not in the configuration, so that it can be another partition some day.
-func (s *site) useLuna() {
+func (s *site) useLuna(seed uint64) {
 	s.t.Helper()
+	kind := partitions[(seed-fixedSeed)%uint64(len(partitions))]
+	s.t.Logf("the partitions clone by %s", kind.name)
 	for i, h := range s.hsms {
-		p := lunasim.New(s.t, lunasim.Options{Label: h.name})
+		options := kind.options
+		options.Label = h.name
+		p := lunasim.New(s.t, options)
 		pin := filepath.Join(s.dir, h.name+".pin")
 		if err := os.WriteFile(pin, []byte(p.PIN+"\n"), 0o600); err != nil {
 			s.t.Fatal(err)
 		}
 		settings := map[string]any{"module": p.Module, "token_label": p.Label, "chrystoki_conf": p.Conf}
 		s.entries()[i].(map[string]any)["settings"] = settings
-		h.token = &lunaToken{t: s.t, partition: p, conf: p.Conf}
+		h.token = &lunaToken{t: s.t, options: options, partition: p, conf: p.Conf}
 	}
 }
 
@@ -78,7 +95,7 @@ func (k *lunaToken) remove(way int) (back func() error, err error) {
 // replace has the library find another partition. Processes that have it open keep the old
 // one.
 func (k *lunaToken) replace(context.Context) (forget func(), err error) {
-	p := lunasim.New(k.t, lunasim.Options{Label: k.partition.Label})
+	p := lunasim.New(k.t, k.options)
 	conf, err := os.ReadFile(p.Conf)
 	if err != nil {
 		return nil, err
@@ -130,6 +147,7 @@ func deactivated(ctx context.Context, s *site, step chaos.Step) error {
 func powerCycled(ctx context.Context, s *site, step chaos.Step) error {
 	h, p := s.partition(step)
 	p.PowerCycle()
+	pause(ctx, time.Second) // somebody needs the member meanwhile
 	_, err := s.whole(ctx, h, 0)
 	return err
 }

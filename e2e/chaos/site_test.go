@@ -60,7 +60,7 @@ const (
 
 // newSite makes tokens and runs kmsd on them until the test ends; every member is
 // active.
-func newSite(t *testing.T, driver chaos.Driver, members int) *site {
+func newSite(t *testing.T, driver chaos.Driver, members int, seed uint64) *site {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*startTimeout)
 	defer cancel()
@@ -75,7 +75,7 @@ func newSite(t *testing.T, driver chaos.Driver, members int) *site {
 	if err := dev.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s.prepare(driver, members)
+	s.prepare(driver, members, seed)
 	if s.operator, err = s.env.Client(1); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func (s *site) end() {
 
 // prepare gives every member a driver and a token of its own that can be made to fail,
 // and the catalog a disk that can.
-func (s *site) prepare(driver chaos.Driver, members int) {
+func (s *site) prepare(driver chaos.Driver, members int, seed uint64) {
 	t := s.t
 	t.Helper()
 	path := filepath.Join(s.dir, "kmsd.yaml")
@@ -136,7 +136,7 @@ func (s *site) prepare(driver chaos.Driver, members int) {
 		s.hsms = append(s.hsms, &hsm{name: m["name"].(string)})
 	}
 	if driver == chaos.Luna {
-		s.useLuna()
+		s.useLuna(seed)
 	} else {
 		s.useSoftHSM(catalog)
 	}
