@@ -20,10 +20,8 @@ import (
 // has to fit it before anything is put on it; when it holds what it should, it is
 // written down as the member's, before the member serves.
 func (k *KMS) admit(ctx context.Context, g *keyGroup, m group.Member, last bool) (group.Admission, error) {
-	if !last {
-		if err := k.checkJoin(ctx, g, m); err != nil {
-			return group.Admission{}, err
-		}
+	if err := k.checkJoin(ctx, g, m, last); err != nil {
+		return group.Admission{}, err
 	}
 	found, err := g.admit(ctx, m, last)
 	if err == nil && last {
@@ -33,8 +31,9 @@ func (k *KMS) admit(ctx context.Context, g *keyGroup, m group.Member, last bool)
 }
 
 // checkJoin proves that a token that the group does not know fits it. For one that
-// was admitted before, recognise has done all.
-func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error {
+// was admitted before, recognise has done all. At last, under the lease, it is compared
+// once more: several that are new may have been looked at while nobody was in step.
+func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member, last bool) error {
 	rec, err := k.catalog.Member(ctx, g.name, m.Name())
 	if err != nil && !errors.Is(err, catalog.ErrNotFound) {
 		return err
@@ -42,20 +41,17 @@ func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member) error 
 	if rec.Token != nil && rec.Token.Is(pinOf(MemberConfig{}, m.Token())) && !g.table.swapping(m.Name()) {
 		return nil
 	}
-	return explained(m, k.fits(ctx, g, m))
-}
-
-// fits proves that a token can be a member's of the group.
-func (k *KMS) fits(ctx context.Context, g *keyGroup, m group.Member) error {
 	others := slices.DeleteFunc(g.InStep(), func(other group.Member) bool { return other.Name() == m.Name() })
 	for _, other := range others {
 		if err := compareTokens(m, other); err != nil {
-			return err
+			return explained(m, err)
 		}
-		k.warnOfDifference(g, m, other)
+		if last {
+			k.warnOfDifference(g, m, other)
+		}
 	}
-	if err := takesFromSome(m, others); err != nil {
-		return err
+	if err := takesFromSome(m, others); err != nil || last {
+		return explained(m, err)
 	}
 	if keys, _ := k.ring.count(g.name, ""); keys == 0 && !g.table.swapping(m.Name()) {
 		return nil // a group that is new, on tokens that are new: its first key is the proof
@@ -65,7 +61,7 @@ func (k *KMS) fits(ctx context.Context, g *keyGroup, m group.Member) error {
 		return err
 	}
 	defer release()
-	return k.proveClone(ctx, g, m)
+	return explained(m, k.proveClone(ctx, g, m))
 }
 
 // explained adds to a refusal for good what the driver warns of: why it offers no protocol

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"kmsd/internal/memdriver"
 	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/pluginproto"
@@ -181,5 +183,34 @@ func TestAReloadStopsAtTheFirstMemberThatDoesNotComeBack(t *testing.T) {
 			t.Errorf("left is %q, %v", left, err)
 		}
 		r.wantMembers("hsm-a hsm-b hsm-c")
+	})
+}
+
+// The members of a new group come at once, and none of them is there yet to be compared with.
+func TestMembersThatComeAtOnceAreComparedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2)
+		for i, kind := range []string{"luna 1", "softhsm 1"} {
+			// So that both are looked at before the first is in.
+			r.hsms[i].faults = []memdriver.Fault{{Call: memdriver.CallList, Times: 1, Delay: time.Second}}
+			plain := r.group.Members[i].Open
+			r.group.Members[i].Open = func(ctx context.Context) (pluginproto.Driver, error) {
+				d, err := plain(ctx)
+				return &disguised{d, func(info *pluginproto.TokenInfo) { info.Driver = kind }}, err
+			}
+		}
+		r.mustStart()
+		defer r.stop()
+		time.Sleep(3 * time.Second)
+		states := map[api.MemberState]int{}
+		for _, m := range r.Status().Groups[0].Members {
+			states[m.State]++
+			if m.State == api.MemberFailed && !strings.Contains(m.Reason, "keys cannot be cloned between them") {
+				t.Errorf("the reason is %s", m.Reason)
+			}
+		}
+		if states[api.MemberActive] != 1 || states[api.MemberFailed] != 1 {
+			t.Errorf("the members are %v; want that one is in and the other is refused", states)
+		}
 	})
 }
