@@ -115,6 +115,10 @@ func TestPartitionThatFailsWhileItServes(t *testing.T) {
 			map[string]string{"activated": "yes"}},
 		{"tampered with", map[string]string{"tampered": "yes"}, pluginproto.ClassMember, "tampered", true, nil},
 		{"with another PIN", map[string]string{"pin": "another-one", "power": "1"}, pluginproto.ClassMember, "the PIN is wrong", true, map[string]string{"pin": lunasim.PIN}},
+		{"with another firmware", map[string]string{"firmware": "7.8.4", "power": "1"}, pluginproto.ClassMember, "its firmware is 7.8.4 where it was 7.8.0", false,
+			map[string]string{}},
+		{"with another policy", map[string]string{"policy.42": "1", "power": "1"}, pluginproto.ClassMember, "cloning protocols or mechanisms are others", false,
+			map[string]string{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := lunasim.New(t, lunasim.Options{})

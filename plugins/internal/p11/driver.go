@@ -3,6 +3,7 @@ package p11
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -293,10 +294,10 @@ func (d *Driver) revive(c *conn, found error) error {
 	c.close()
 	d.conn = nil
 	next, err := d.quirks.dial(d.settings, &d.secrets)
-	if err == nil && next.place.info.SerialNumber != d.serial {
-		err = permanent("connecting to the token again",
-			"it has the serial number "+next.place.info.SerialNumber+" where it had "+d.serial+": the token was replaced")
-		next.close()
+	if err == nil {
+		if err = sameToken(c.info, next.info); err != nil {
+			next.close()
+		}
 	}
 	if err != nil {
 		d.lost = lost(err)
@@ -304,6 +305,21 @@ func (d *Driver) revive(c *conn, found error) error {
 	}
 	d.conn = next
 	d.log.Info("the token is connected again", "serial", d.serial)
+	return nil
+}
+
+// sameToken refuses a token that is not what Open told of it. A firmware that was updated, or
+// a policy, changes what the group has to know, and only a new driver can tell it.
+func sameToken(was, is pluginproto.TokenInfo) error {
+	const op = "comparing the token with what it was"
+	switch {
+	case is.Serial != was.Serial:
+		return permanent(op, "it has the serial number "+is.Serial+" where it had "+was.Serial+": the token was replaced")
+	case is.Firmware != was.Firmware:
+		return pluginproto.Errorf(pluginproto.ClassMember, op, "its firmware is %s where it was %s; a new driver tells what it can do now", is.Firmware, was.Firmware)
+	case !slices.Equal(is.Cloning, was.Cloning) || !slices.Equal(is.Mechanisms, was.Mechanisms):
+		return pluginproto.Errorf(pluginproto.ClassMember, op, "its cloning protocols or mechanisms are others now; a new driver tells which")
+	}
 	return nil
 }
 
