@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/pkcs11"
+
 	"kmsd/pluginproto"
 	"kmsd/plugins/luna/lunasim"
 )
@@ -31,6 +33,8 @@ func TestOpeningWhatCannotBeUsed(t *testing.T) {
 		{name: "a file that is no library", settings: map[string]string{"module": "/etc/passwd"}, says: "/etc/passwd", permanent: true},
 		{name: "no configuration", settings: map[string]string{"chrystoki_conf": "/nowhere/Chrystoki.conf"}, says: "chrystoki_conf: stat", permanent: true},
 		{name: "a configuration of another name", settings: map[string]string{"chrystoki_conf": "/etc/passwd"}, says: "Chrystoki.conf", permanent: true},
+		{name: "a library that finds no configuration", settings: map[string]string{"chrystoki_conf": ""}, ckr: pkcs11.CKR_GENERAL_ERROR,
+			says: "is its configuration there and the right one (chrystoki_conf)"},
 		{name: "a role that there is not", settings: map[string]string{"user": "root"}, says: "crypto-officer", permanent: true},
 		{name: "an unknown setting", settings: map[string]string{"slot": "1"}, says: `unknown setting "slot"`, permanent: true},
 		{name: "a label that there is not", settings: map[string]string{"token_serial": "", "token_label": "elsewhere"}, ckr: pluginproto.CKRTokenNotPresent, says: "elsewhere"},

@@ -3,6 +3,7 @@ package p11
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -48,7 +49,7 @@ func (q Quirks) locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
 	case errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)):
 		// Another driver of this process has it open, which only tests do.
 	default:
-		return place{}, q.Codes.fail("initialising the library", err)
+		return place{}, q.unready(q.Codes.fail("initialising the library", err))
 	}
 
 	slots, err := lib.GetSlotList(true)
@@ -79,6 +80,18 @@ func (q Quirks) locate(lib *pkcs11.Ctx, s settings) (_ place, err error) {
 		}
 	}
 	return seen.choose(op, s)
+}
+
+// unready adds where to look to a library that does not begin and gives no reason that the
+// codes have words for.
+func (q Quirks) unready(err error) error {
+	e, ok := errors.AsType[*pluginproto.Error](err)
+	names := slices.Sorted(maps.Keys(q.Env))
+	names = append(names, slices.Sorted(maps.Keys(q.ConfDirs))...)
+	if ok && e.Msg == "" && len(names) > 0 {
+		e.Msg = fmt.Sprintf("is its configuration there and the right one (%s), and may the user of kmsd read all that it names?", strings.Join(names, ", "))
+	}
+	return err
 }
 
 // sighting is what a look at all slots has shown.
