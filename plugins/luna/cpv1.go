@@ -144,4 +144,7 @@ func (t *cpv1Target) take(kev []byte, certs [][]byte) ([]byte, error) {
 	return nil, refused(last)
 }
 
+// Due implements [p11.Target]. The source may offer once more instead.
+func (t *cpv1Target) Due() bool { return t.kev != nil }
+
 func (t *cpv1Target) Close() {}

@@ -55,4 +55,6 @@ func (t *cpv3Target) Step(in []byte) (out []byte, received []p11.Received, done 
 	return nil, []p11.Received{{Object: object}}, true, nil
 }
 
+func (t *cpv3Target) Due() bool { return t.begun }
+
 func (t *cpv3Target) Close() {}

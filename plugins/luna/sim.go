@@ -54,4 +54,6 @@ func (t *simTarget) Step(in []byte) (out []byte, received []p11.Received, done b
 	return nil, received, true, nil
 }
 
+func (t *simTarget) Due() bool { return true }
+
 func (t *simTarget) Close() {}

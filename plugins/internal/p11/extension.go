@@ -69,6 +69,8 @@ type Target interface {
 	// the source's became, in their order. After an error nothing but Close is called;
 	// objects that came before it are in received, and the engine destroys them.
 	Step(in []byte) (out []byte, received []Received, done bool, err error)
+	// Due reports whether objects may come with the next step.
+	Due() bool
 	// Close lets go of what the HSM keeps for the transfer; objects that were received stay.
 	Close()
 }

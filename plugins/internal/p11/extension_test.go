@@ -112,6 +112,9 @@ func (f *fake) Facts(at p11.Place) ([]pluginproto.Fact, error) {
 }
 
 func (f *fake) UID(at p11.Place, object pkcs11.ObjectHandle) ([]byte, error) {
+	if err := f.w.step("uid"); err != nil {
+		return nil, err
+	}
 	got, err := f.lib.GetAttributeValue(at.Session, object, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, nil)})
 	if err != nil {
 		return nil, err
@@ -203,8 +206,10 @@ func (e *end) Close() { e.w.do(func() { e.w.open-- }) }
 func (e *end) enter(who string) (last bool, err error) {
 	err = e.w.step(fmt.Sprintf("%s %d", who, e.step))
 	e.step++
-	return e.step == map[string]int{"relay": 3, "batch": 2, "alone": 1}[e.protocol], err
+	return e.step == steps[e.protocol], err
 }
+
+var steps = map[string]int{"relay": 3, "batch": 2, "alone": 1} // :: protocol → steps of each end; never written to
 
 type fakeSource struct{ end }
 
@@ -229,6 +234,9 @@ func (s *fakeSource) Step(in []byte, give []pkcs11.ObjectHandle) ([]byte, bool, 
 }
 
 type fakeTarget struct{ end }
+
+// Due says so before the last step.
+func (t *fakeTarget) Due() bool { return t.step+1 == steps[t.protocol] }
 
 func (t *fakeTarget) Step(in []byte) ([]byte, []p11.Received, bool, error) {
 	last, err := t.enter("target")

@@ -23,6 +23,10 @@ type index struct {
 	mu    sync.Mutex                   // guards the rest
 	at    map[pluginproto.KeyID]halves // :: identity → its objects; none of them: ask the token
 	until time.Time                    // when to stop believing that what is not in at is not on the token
+
+	// there are the objects that were seen on the token, whosever they are. What comes to it
+	// and is among them did not come.
+	there map[pkcs11.ObjectHandle]bool
 }
 
 // A look at the whole token is believed for so many times as long as it took, which
@@ -47,6 +51,9 @@ func (x *index) note(id pluginproto.KeyID, o halves) {
 		return
 	}
 	x.at[id] = o
+	for _, h := range o.all() {
+		x.there[h] = true
+	}
 }
 
 // doubt takes down that the token has to be asked about an identity.
@@ -56,19 +63,38 @@ func (x *index) doubt(id pluginproto.KeyID) {
 	x.at[id] = halves{}
 }
 
-// replace takes down what a look at the whole token has shown.
-func (x *index) replace(all map[pluginproto.KeyID]halves, began time.Time) {
+// replace takes down what a look at the whole token has shown: all its objects, and the
+// keys among them.
+func (x *index) replace(objects []pkcs11.ObjectHandle, keys map[pluginproto.KeyID]halves, began time.Time) {
+	there := make(map[pkcs11.ObjectHandle]bool, len(objects))
+	for _, h := range objects {
+		there[h] = true
+	}
 	now := time.Now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.at, x.until = all, now.Add(surveyWorth*now.Sub(began))
+	x.at, x.there, x.until = keys, there, now.Add(surveyWorth*now.Sub(began))
+}
+
+// has reports whether an object was seen on the token.
+func (x *index) has(h pkcs11.ObjectHandle) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.there[h]
+}
+
+// destroyed takes down that an object is gone, and its handle free for another one.
+func (x *index) destroyed(h pkcs11.ObjectHandle) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.there, h)
 }
 
 // forget empties the index.
 func (x *index) forget() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.at, x.until = map[pluginproto.KeyID]halves{}, time.Time{}
+	x.at, x.there, x.until = map[pluginproto.KeyID]halves{}, map[pkcs11.ObjectHandle]bool{}, time.Time{}
 }
 
 func (x *index) complete() bool {
@@ -104,7 +130,7 @@ func (s *session) survey() (map[pluginproto.KeyID]halves, error) {
 		}
 	}
 	// The index gets a map of its own: this one is the caller's.
-	s.c.index.replace(maps.Clone(all), began)
+	s.c.index.replace(handles, maps.Clone(all), began)
 	return all, nil
 }
 
@@ -142,13 +168,20 @@ func (s *session) held(id pluginproto.KeyID) (halves, error) {
 	if o, ok := s.known(id); ok {
 		return o, nil
 	}
-	if !s.c.index.complete() {
-		if _, err := s.survey(); err != nil {
-			return halves{}, err
-		}
+	if err := s.lookAround(); err != nil {
+		return halves{}, err
 	}
 	if _, listed := s.c.index.get(id); !listed {
 		return halves{}, nil
 	}
 	return s.objects(id)
+}
+
+// lookAround makes sure that the whole token was looked at not long ago.
+func (s *session) lookAround() error {
+	if s.c.index.complete() {
+		return nil
+	}
+	_, err := s.survey()
+	return err
 }

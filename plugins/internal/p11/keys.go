@@ -124,11 +124,19 @@ func (s *session) prove(id pluginproto.KeyID, o halves) (pluginproto.Object, err
 func (s *session) destroy(o halves) error {
 	var first error
 	for _, h := range o.all() {
-		if err := s.c.lib.DestroyObject(s.h, h); err != nil && first == nil {
+		if err := s.destroyObject(h); err != nil && first == nil {
 			first = s.fail("destroying an object", err)
 		}
 	}
 	return first
+}
+
+func (s *session) destroyObject(h pkcs11.ObjectHandle) error {
+	err := s.c.lib.DestroyObject(s.h, h)
+	if err == nil {
+		s.c.index.destroyed(h)
+	}
+	return err
 }
 
 // SetAttributes implements [pluginproto.Driver].

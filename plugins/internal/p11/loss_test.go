@@ -248,7 +248,7 @@ func TestACopyDoesNotOutliveItsKey(t *testing.T) {
 }
 
 // search finds what is on the token under an identity.
-func search(t *testing.T, lib *pkcs11.Ctx, sh pkcs11.SessionHandle, id pluginproto.KeyID) []pkcs11.ObjectHandle {
+func search(t testing.TB, lib *pkcs11.Ctx, sh pkcs11.SessionHandle, id pluginproto.KeyID) []pkcs11.ObjectHandle {
 	t.Helper()
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:])}
 	if err := lib.FindObjectsInit(sh, template); err != nil {

@@ -15,6 +15,9 @@ func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto
 	if !o.given() {
 		return out, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob holds no key")
 	}
+	if err := s.lookAround(); err != nil { // to know what comes from what was there
+		return out, err
+	}
 	there, err := s.objects(o.object.ID)
 	if err != nil {
 		return out, err
@@ -25,15 +28,16 @@ func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto
 	}
 	defer t.close(s.c)
 	_, received, done, err := t.target.Step(in)
+	had := s.keep(received)
 	if err == nil && (!done || len(received) != 1) {
 		err = pluginproto.Errorf(pluginproto.ClassMember, op, "a blob of %s was to be taken in at once, and was not", t.way.Name)
 	}
 	if err != nil {
-		_ = s.discard(received)
+		_ = s.discard(had, received...)
 		s.discardSince(o.object.ID, there)
 		return out, s.fail(op, err)
 	}
-	if err := s.proveArrival(op, o.object, there, received[0]); err != nil {
+	if err := s.proveArrival(op, o.object, there, had, received[0]); err != nil {
 		return out, err
 	}
 	return oneKey(true, nil, o.object), nil
@@ -49,12 +53,12 @@ func (s *session) discardSince(id pluginproto.KeyID, was halves) {
 	}
 	for _, h := range append(slices.Clone(now.secret), now.private...) {
 		if !slices.Contains(was.all(), h) && !s.replaced(id, was, h) {
-			_ = s.c.lib.DestroyObject(s.h, h)
+			_ = s.destroyObject(h)
 		}
 	}
 }
 
-func (s *session) proveArrival(op string, want pluginproto.Object, there halves, r Received) error {
+func (s *session) proveArrival(op string, want pluginproto.Object, there halves, had kept, r Received) error {
 	if r.Err != nil {
 		err := s.notReceived(op, r.Err)
 		if ckr, known := ckrOf(r.Err); known && s.c.codes.meaning(ckr).Exists && there.whole() {
@@ -68,7 +72,7 @@ func (s *session) proveArrival(op string, want pluginproto.Object, there halves,
 	if s.replaced(want.ID, there, r.Object) {
 		return err
 	}
-	if derr := s.discard([]Received{r}); err == nil {
+	if derr := s.discard(had, r); err == nil {
 		err = derr
 	}
 	return err

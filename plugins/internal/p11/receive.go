@@ -3,7 +3,6 @@ package p11
 import (
 	"bytes"
 	"encoding/hex"
-	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -99,78 +98,6 @@ func (s *session) hear(op string, req pluginproto.CloneRequest, t *transfer, in,
 	return t.reply()
 }
 
-// listen has the extension take a step, and settles what has become of the keys when it was
-// the last.
-func (s *session) listen(op string, t *transfer, in []byte) (words []byte, done bool, err error) {
-	s.job.expect(extensionStep)
-	words, received, done, err := t.target.Step(in)
-	switch {
-	case err != nil:
-		_ = s.discard(received)
-		return nil, false, s.fail(op, err)
-	case !done:
-		return words, false, nil
-	case len(received) != len(t.coming):
-		_ = s.discard(received)
-		return nil, false, pluginproto.Errorf(pluginproto.ClassMember, op, "%d objects came where %d were asked for", len(received), len(t.coming))
-	}
-	for n, i := range t.coming {
-		s.job.expect(extensionStep)
-		if r := &t.results[i]; r.Object != nil || r.Err != nil {
-			s.surplus(t.keys[i], received[n])
-			continue
-		}
-		if err := received[n].Err; err != nil {
-			t.results[i].Err = s.notReceived(op, err)
-			continue
-		}
-		obj, err := s.accept(op, t.offers[i], received[n])
-		if err != nil && s.stops(err) {
-			_ = s.discard(received[n+1:])
-			return nil, false, err
-		}
-		if t.results[i].Err = err; err == nil {
-			t.results[i].Object = &obj
-		}
-	}
-	return nil, true, nil
-}
-
-// discard destroys what has come. It returns the first failure.
-func (s *session) discard(received []Received) (first error) {
-	for _, r := range received {
-		if r.Err != nil || r.Object == 0 || s.wasThere(r.Object) {
-			continue
-		}
-		if err := s.c.lib.DestroyObject(s.h, r.Object); err != nil && first == nil {
-			first = s.fail("destroying what has come", err)
-		}
-	}
-	return first
-}
-
-// wasThere reports whether an object is one that the token is known to have had before, so
-// that a library which answers with that one costs nobody a key.
-func (s *session) wasThere(h pkcs11.ObjectHandle) bool {
-	v, err := s.attributes(h, pkcs11.CKA_ID)
-	if err != nil {
-		return false
-	}
-	id, _ := idOf(v[0])
-	o, _ := s.c.index.get(id)
-	return slices.Contains(o.all(), h)
-}
-
-// surplus destroys an object that has come although it was not wanted, unless it took the
-// place of the one that was there.
-func (s *session) surplus(id pluginproto.KeyID, r Received) {
-	o, err := s.objects(id)
-	s.c.index.doubt(id)
-	if err == nil && len(o.secret)+len(o.private) > 1 {
-		_ = s.discard([]Received{r})
-	}
-}
-
 // weigh finds out whether the token wants a key that is offered. It settles all that can be
 // settled without its coming.
 func (s *session) weigh(op string, id pluginproto.KeyID, o offered) (out pluginproto.CloneResult, want bool, err error) {
@@ -243,46 +170,6 @@ func (s *session) notElsewhere(op string, o offered) error {
 	}
 	return pluginproto.Errorf(pluginproto.ClassCaller, op,
 		"the token has this very object already, with the CKA_ID %x: somebody changed it; give it back the identity %s, or destroy it", v[0], o.object.ID)
-}
-
-// accept makes a key of an object that has come: it has to be what the source described,
-// and a pair gets its public half. What is not accepted is destroyed.
-func (s *session) accept(op string, o offered, r Received) (obj pluginproto.Object, err error) {
-	made := []Received{r}
-	id := o.object.ID
-	defer func() {
-		if err != nil {
-			s.c.index.doubt(id)
-			_ = s.discard(made)
-		}
-	}()
-	obj = o.object
-	if obj.Label, err = s.proveReceived(op, o.object, r.Object); err != nil {
-		return obj, err
-	}
-	there, err := s.objects(id)
-	if err != nil {
-		return obj, err
-	}
-	if !o.object.Type.Symmetric() && len(there.public) == 0 {
-		public, err := s.addPublic(op, o.object)
-		if err != nil {
-			return obj, err
-		}
-		made = append(made, Received{Object: public})
-		there.public = append(there.public, public)
-	}
-	if !there.whole() || !slices.Contains(there.all(), r.Object) {
-		return obj, pluginproto.Errorf(pluginproto.ClassCaller, op, "another key was put under the identity %s meanwhile; this one is not kept", id)
-	}
-	s.c.index.note(id, there)
-	s.c.drop(id)
-	if !obj.Type.Symmetric() { // the public half may be one that was there
-		if obj, err = s.prove(id, there); err != nil {
-			return obj, err
-		}
-	}
-	return obj, s.compareUID(op, o, r.Object)
 }
 
 // notReceived says why an object did not come.
