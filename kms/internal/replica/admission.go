@@ -60,6 +60,7 @@ type Admission struct {
 	waiting  map[string]*Sync  // :: member → what it holds, while it is being admitted
 	found    map[string]Report // :: member → how its last admission found it; without what it holds
 	balked   map[string]bool   // members whose last attempt failed because of what they refused
+	paces    map[string]*pace  // :: member → how many keys it takes at a time
 	observed chan struct{}     // closed and replaced when waiting changes
 }
 
@@ -106,6 +107,7 @@ func NewAdmission(cfg Config) *Admission {
 		waiting:  make(map[string]*Sync),
 		found:    make(map[string]Report),
 		balked:   make(map[string]bool),
+		paces:    make(map[string]*pace),
 		observed: make(chan struct{}),
 	}
 }
@@ -306,6 +308,7 @@ func (a *Admission) Forget(member string) {
 	delete(a.waiting, member)
 	delete(a.found, member)
 	delete(a.balked, member)
+	delete(a.paces, member)
 	a.changedLocked()
 }
 
@@ -315,7 +318,17 @@ func (a *Admission) list(ctx context.Context, member Token) (*Sync, error) {
 		return nil, err
 	}
 	s.meter.tell = func(p api.Progress) { a.tellProgress(member.Name(), p) }
+	s.pace = a.paceOf(member.Name())
 	return s, nil
+}
+
+func (a *Admission) paceOf(member string) *pace {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.paces[member] == nil {
+		a.paces[member] = new(pace)
+	}
+	return a.paces[member]
 }
 
 func (a *Admission) plan(ctx context.Context, member Token) (Plan, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -32,8 +33,10 @@ func (s *Sync) cloneAll(ctx context.Context, copies []Copy, from Sources) error 
 			alone, copies = append(alone, copies[0]), copies[1:]
 			continue
 		}
-		batch, rest := s.gather(copies, source.Name(), Together(source, s.token), from)
+		batch, rest := s.gather(copies, source.Name(), s.pace.atMost(Together(source, s.token)), from)
+		began := time.Now()
 		left, err := s.fetchTogether(ctx, source, batch)
+		s.pace.took(len(batch), time.Since(began), err != nil)
 		if err == nil {
 			err = s.fetchEach(ctx, left, from)
 		}

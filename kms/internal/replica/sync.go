@@ -22,6 +22,7 @@ var errNotTried = errors.New("it was not tried, because the member had refused o
 type Sync struct {
 	token Token
 	meter meter
+	pace  *pace
 
 	mu        sync.Mutex                               // guards the rest
 	held      map[pluginproto.KeyID]pluginproto.Object // :: identity → the key as the token says
@@ -40,6 +41,7 @@ func NewSync(ctx context.Context, token Token) (*Sync, error) {
 	}
 	s := &Sync{
 		token:   token,
+		pace:    new(pace),
 		held:    make(map[pluginproto.KeyID]pluginproto.Object, len(objects)),
 		refused: make(map[pluginproto.KeyID]error),
 	}
