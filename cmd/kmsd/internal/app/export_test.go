@@ -5,3 +5,6 @@ var ExitOf = exitOf
 
 // Verdict is verdict, for its table.
 var Verdict = verdict
+
+// Clean is clean, for its table.
+var Clean = clean

@@ -141,8 +141,9 @@ func counted(n int, what string) string {
 }
 
 // clean keeps foreign text from moving the cursor of a terminal, and from being shown
-// in another order than it has.
+// in another order than it has. It is one line then: several errors stand side by side.
 func clean(text string) string {
+	text = strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "; ")
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsGraphic(r) {
 			return '?'
