@@ -69,7 +69,7 @@ func newMember(cfg MemberConfig, index int) *member {
 	m := &member{
 		index: index, cfg: cfg, standby: cfg.Standby, drained: cfg.Drained,
 		kick: make(chan struct{}, 1), audit: make(chan struct{}, 1), gone: make(chan struct{}),
-		state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: "not connected yet",
+		state: api.MemberDown, since: time.Now(), ckr: pluginproto.CKRTokenNotPresent, reason: notYet,
 	}
 	if m.drained {
 		m.state, m.reason = api.MemberDraining, errDrained.Error()

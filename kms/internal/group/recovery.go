@@ -20,6 +20,12 @@ const (
 	busyProbePauseMax = time.Second
 )
 
+// Why a member does not serve before its first attempt has come to an end.
+const (
+	notYet       = "not connected yet"
+	beingReached = "not connected yet: its driver starts, or its library waits for the HSM"
+)
+
 // own is the life of one member, and the only one that brings it back. Its turn
 // comes by the clock or by Recover, so that both can never collide. It calls
 // attempted after each attempt, and at the end, which may come before the first.
@@ -147,6 +153,9 @@ func (g *Group) reach(m *member) (*link, error) {
 	m.trying, m.reaching = true, true
 	m.nextTry = time.Time{}
 	g.moveLocked(m, reached, nil)
+	if m.reason == notYet {
+		m.reason = beingReached
+	}
 	g.mu.Unlock()
 
 	conn, token, err := g.connect(m)
@@ -186,6 +195,9 @@ func (g *Group) connect(m *member) (Conn, pluginproto.TokenInfo, error) {
 	defer cancel()
 	conn, token, err := m.cfg.Connect(ctx)
 	if err != nil {
+		if ctx.Err() != nil && m.ctx.Err() == nil {
+			err = fmt.Errorf("%w: it has not come to its token within %v; its library may be waiting for an HSM that cannot be reached from here", err, connectTimeout)
+		}
 		return nil, pluginproto.TokenInfo{}, err
 	}
 	for tries := 0; ; tries++ {

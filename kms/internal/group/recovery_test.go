@@ -211,6 +211,13 @@ func TestStartDoesNotWaitForAMemberThatHangs(t *testing.T) {
 		if by := r.mustDo(); by != "a" {
 			t.Errorf("answered by %s", by)
 		}
+		if m := r.Status().Members[1]; m.State != api.MemberProbing || !strings.Contains(m.Reason, "its library waits for the HSM") {
+			t.Errorf("while it hangs: %s, %q", m.State, m.Reason)
+		}
+		elapse(29 * time.Second)
+		if m := r.Status().Members[1]; !strings.Contains(m.Reason, "within 30s; its library may be waiting") {
+			t.Errorf("after its time: %s, %q", m.State, m.Reason)
+		}
 	})
 }
 
