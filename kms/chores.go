@@ -238,7 +238,7 @@ func (j *janitor) noteLost(ctx context.Context) error {
 	moves := make(map[string][]move)
 	for _, l := range lost {
 		moves[l.key] = append(moves[l.key], move{l.version, l.member, false})
-		j.log.Warn("a member has lost a key", "member", l.member, "key", l.key, "version", l.version)
+		j.log.Warn("a member in step lacks a key", "member", l.member, "key", l.key, "version", l.version)
 	}
 	if err := j.kms.noteCopies(ctx, moves); err != nil {
 		return err

@@ -124,7 +124,7 @@ func factFindings(s api.Group) (all []api.Finding) {
 func holdingFindings(s api.Group) (all []api.Finding) {
 	for _, m := range s.Members {
 		if m.Missing > 0 && serves(m.State) {
-			all = append(all, warningOf(m.Name, "lacks %d of %d key versions; they are brought over as soon as a member that holds them is in step", m.Missing, s.Keys))
+			all = append(all, warningOf(m.Name, "lacks %d of %d key versions; they are brought over as soon as that can be: kmsd group sync does it now, or says what is in the way", m.Missing, s.Keys))
 		}
 		if m.Quarantined > 0 {
 			all = append(all, faultOf(m.Name, "holds %d keys with another value than the catalog says, which are never used: verify your keys to see which, remove the wrong objects, then synchronize the group", m.Quarantined))
@@ -210,7 +210,7 @@ func (k *KMS) exchangeCanaries(ctx context.Context, g *keyGroup) (all []api.Find
 		}
 		err := k.sendCanary(ctx, g, from, to)
 		if source, ok := errors.AsType[*replica.SourceError](err); ok {
-			all[2*at+1] = faultOf(source.Member, "could not supply a key to another member: %v", source.Err)
+			all[2*at+1] = faultOf(source.Member, "could not supply a key to member %s: %v", to.Name(), source.Err)
 			return k.proveClone(ctx, g, to)
 		}
 		return refusedCanary(from, to, err)
