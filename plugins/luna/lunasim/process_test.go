@@ -220,3 +220,21 @@ func TestNothingIsSaidBeforeTheLibraryIsInitialised(t *testing.T) {
 	var n uint
 	wantCode(t, "a vendor function", k.ca.Call("CA_GetTokenPolicies", firstLunaSlot, []byte(nil), &n, []byte(nil), &n), pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)
 }
+
+// SoftHSM loses its token to a process that is killed while it logs in, and a Luna does not.
+func TestAProcessThatIsKilledAtALoginCostsNothing(t *testing.T) {
+	p := lunasim.New(t, lunasim.Options{})
+	if out, err := another(t, p).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(p.Conf), "tokens", "*", "token.object"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the token's files: %v, %v", files, err)
+	}
+	if err := os.Truncate(files[0], 0); err != nil { // as it leaves it
+		t.Fatal(err)
+	}
+	if found := login(t, p).find(attr(pkcs11.CKA_TOKEN, true)); len(found) != keysOfAChild {
+		t.Errorf("there are %d keys, want %d", len(found), keysOfAChild)
+	}
+}

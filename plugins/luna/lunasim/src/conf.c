@@ -141,6 +141,46 @@ static CK_RV find_token(CK_SLOT_ID *slot)
 	return rv == CKR_OK ? CKR_GENERAL_ERROR : rv;
 }
 
+static int copy_file(const char *from, const char *to)
+{
+	char all[1 << 16], part[PATH_MAX + 8];
+	snprintf(part, sizeof part, "%s.part", to);
+	FILE *in = fopen(from, "re"), *out = in ? fopen(part, "we") : NULL;
+	size_t n = out ? fread(all, 1, sizeof all, in) : 0;
+	int whole = n > 0 && n < sizeof all && fwrite(all, 1, n, out) == n;
+	if (in != NULL)
+		fclose(in);
+	if (out != NULL && fclose(out) != 0)
+		whole = 0;
+	return whole && rename(part, to) == 0;
+}
+
+/*
+ * SoftHSM 2.6.1 truncates a token's file at each login and then writes it. A process that is
+ * killed in between would cost the token, and no client can do that to a Luna: the first
+ * that starts keeps a copy, and who finds the file empty puts that in its place. The
+ * partition is locked.
+ */
+static void mend_token(void)
+{
+	DIR *d = opendir(tokens);
+	for (struct dirent *e = d ? readdir(d) : NULL; e != NULL; e = readdir(d)) {
+		char file[PATH_MAX], copy[PATH_MAX];
+		struct stat info, kept;
+		if (e->d_name[0] == '.' ||
+		    snprintf(file, sizeof file, "%s/%s/token.object", tokens, e->d_name) >= (int)sizeof file ||
+		    snprintf(copy, sizeof copy, "%s/%s/token.whole", tokens, e->d_name) >= (int)sizeof copy ||
+		    stat(file, &info) != 0)
+			continue;
+		if (info.st_size == 0)
+			copy_file(copy, file);
+		else if (stat(copy, &kept) != 0)
+			copy_file(file, copy);
+	}
+	if (d != NULL)
+		closedir(d);
+}
+
 /*
  * SoftHSM finds its store by an environment variable. Another of these libraries in
  * the same process may be about to set it too: a lock on a file that is this process's
@@ -159,6 +199,7 @@ CK_RV start_softhsm(CK_SLOT_ID *slot)
 	const char *set = getenv(STORE);
 	char *was = set ? strdup(set) : NULL;
 	setenv(STORE, store_conf, 1);
+	mend_token();
 	rv = real->C_Initialize(&args);
 	if (rv == CKR_OK && (rv = find_token(slot)) != CKR_OK)
 		real->C_Finalize(NULL);
