@@ -89,7 +89,7 @@ func compareTokens(m, other group.Member) error {
 		return ownFault(pluginproto.CKROK, op, "its driver is %q and that of member %s is %q: keys cannot be cloned between them; give it an HSM of the same kind",
 			mine.Driver, other.Name(), theirs.Driver)
 	case string(mine.DomainCheck) != string(theirs.DomainCheck):
-		return ownFault(ckrTokenNotRecognized, op, "its cloning domain is not that of member %s: both need the same domain secret", other.Name())
+		return ownFault(ckrTokenNotRecognized, op, "its domain secret is not that of member %s: both need the same one", other.Name())
 	}
 	if lacks := lacking(mine.Mechanisms, theirs.Mechanisms); len(lacks) > 0 {
 		return ownFault(pluginproto.CKROK, op, "it does not offer %s as member %s does: give both the same policies, FIPS mode too, or commands would fail on it",

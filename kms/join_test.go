@@ -35,7 +35,7 @@ func TestTheJoinCheckNamesTheDifference(t *testing.T) {
 		warning string
 	}{
 		{"another kind of driver is refused", func(i *pluginproto.TokenInfo) { i.Driver = "luna 10.9" }, `its driver is "luna 10.9" and that of member hsm-a is "memory 1.0"`, ""},
-		{"another cloning domain is refused", func(i *pluginproto.TokenInfo) { i.DomainCheck = []byte("other") }, "both need the same domain secret", ""},
+		{"another domain secret is refused", func(i *pluginproto.TokenInfo) { i.DomainCheck = []byte("other") }, "both need the same one", ""},
 		{"the token of another member is refused", func(i *pluginproto.TokenInfo) { i.Label, i.Serial = "hsm-b", "mem-hsm-b" }, "is that of member hsm-b", ""},
 		{"a token without a mechanism that others offer is refused", func(i *pluginproto.TokenInfo) { i.Mechanisms = []pluginproto.Mechanism{pluginproto.AESGCM} }, "it does not offer RSA PKCS #1 v1.5, RSA PSS, RSA OAEP, ECDSA, HMAC as member hsm-a does", ""},
 		{"a token that does not say what it offers is taken", func(i *pluginproto.TokenInfo) { i.Mechanisms, i.Model = nil, "memory 3" }, "", "its model is memory 3"},
@@ -118,7 +118,7 @@ func TestATokenOfAnotherDomainIsFailedUntilItIsAccepted(t *testing.T) {
 		r.mustStart()
 		r.wantMembers("hsm-a:failed hsm-b:failed")
 		for _, m := range r.Status().Groups[0].Members {
-			if want := fmt.Sprintf("kmsd member replace %s", m.Name); !strings.Contains(m.Reason, want) || !strings.Contains(m.Reason, "another cloning domain") {
+			if want := fmt.Sprintf("kmsd member replace %s", m.Name); !strings.Contains(m.Reason, want) || !strings.Contains(m.Reason, "another domain secret") {
 				t.Errorf("the reason of %s is %s", m.Name, m.Reason)
 			}
 		}

@@ -275,7 +275,7 @@ func (k *KMS) recognise(ctx context.Context, g *keyGroup, m MemberConfig, token 
 			"it was initialised anew or exchanged; bring the old one back, or accept this one with: kmsd member replace %s",
 			pin.Serial, pin.Label, found.Serial, found.Label, m.Name)
 	default:
-		return refuse("the token with serial %s is of another cloning domain than when it was admitted: "+
+		return refuse("the token with serial %s was given another domain secret than when it was admitted: "+
 			"give the group the old domain secret, or accept the token as it is with: kmsd member replace %s", found.Serial, m.Name)
 	}
 }

@@ -234,7 +234,7 @@ func (g *Group) kinLocked(m *member, token pluginproto.TokenInfo) error {
 		case t.Serial != "" && t.Serial == token.Serial && t.Label == token.Label:
 			return refuse("member %s has the same token (label %q, serial %s)", other.cfg.Name, t.Label, t.Serial)
 		case !bytes.Equal(t.DomainCheck, token.DomainCheck):
-			return refuse("its domain is not that of member %s: both need the same domain secret", other.cfg.Name)
+			return refuse("its domain secret is not that of member %s: both need the same one", other.cfg.Name)
 		}
 	}
 	return nil

@@ -291,7 +291,7 @@ func TestATokenThatCannotBelongIsRefused(t *testing.T) {
 		change func(*hsm)
 		want   string
 	}{
-		{"another domain", func(h *hsm) { h.domain = "other" }, "both need the same domain secret"},
+		{"another domain", func(h *hsm) { h.domain = "other" }, "both need the same one"},
 		{"the token of another member", func(h *hsm) { h.serial, h.name = "serial of a", "a" }, "member a has the same token"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -17,7 +17,7 @@ func newGroupImport(s *session) *cobra.Command {
 		Short: "Print the HA groups of a Luna client's Chrystoki.conf as a configuration of kmsd",
 		Long: "Print the HA groups of a Luna client's Chrystoki.conf as a configuration of kmsd, as YAML whose comments\n" +
 			"say where each value comes from, what has no counterpart, and what is left to fill in: the files of the\n" +
-			"PINs and of the cloning domain, and the SHA-256 of the driver. With -o json the same, the comments as a\n" +
+			"PINs and of kmsd's domain secret, and the SHA-256 of the driver. With -o json the same, the comments as a\n" +
 			"list of notes.\n\n" +
 			"It reads FILE and writes to stdout. It talks to no server and to no HSM, and changes nothing.",
 		Example: "  kmsd group import-chrystoki /etc/Chrystoki.conf > groups.yaml",
