@@ -160,7 +160,7 @@ func (cfg *Config) checkFiles(c *collector) {
 }
 
 func (cfg *Config) checkGroup(c *collector, at string, g Group) {
-	if n := cfg.checkSecret(c, at+".domain", g.Domain, "the cloning domain of the group"); n > 0 && n < minDomain {
+	if n := cfg.checkSecret(c, at+".domain", g.Domain, "the domain secret of the group"); n > 0 && n < minDomain {
 		c.check(at+".domain", "the secret has %d bytes and needs at least %d; make one with: openssl rand -base64 32", n, minDomain)
 	}
 	if g.MinCopies < 0 || len(g.Members) > 0 && g.MinCopies > len(g.Members) {
@@ -211,6 +211,7 @@ func (cfg *Config) checkMembers(c *collector, at string, g Group, opts Options, 
 			}
 		}
 		cfg.checkChrystoki(c, at, m, opts)
+		cfg.warnOfExposed(c, at, m)
 		key := token(m)
 		if other, taken := tokens[key]; taken && len(m.Settings) > 0 {
 			c.check(at+".settings", "the same token as member %s; every member needs its own", other)

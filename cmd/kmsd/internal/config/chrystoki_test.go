@@ -91,6 +91,38 @@ func TestWhatALunaClientIsToldIsLookedAt(t *testing.T) {
 	}
 }
 
+// Whoever can replace the library, or what tells it where its HSM is, gets the PIN.
+func TestFilesThatAnybodyCouldReplaceAreWarnedOf(t *testing.T) {
+	const at = "$DIR/kmsd.yaml:20: groups[0].members[0].settings.chrystoki_conf: member hsm-a: "
+	for _, c := range []struct {
+		name      string
+		dir, file os.FileMode
+		warning   string
+	}{
+		{"a file of its owner's", 0o755, 0o644, ""},
+		{"a file that a group may write", 0o775, 0o664, ""},
+		{"a file that anybody may write", 0o755, 0o666, at + "mode 0666 lets anybody change $DIR/plain/Chrystoki.conf, and with it what the driver gives the PIN to: chmod o-w $DIR/plain/Chrystoki.conf"},
+		{"a directory that anybody may write", 0o777, 0o644, at + "mode 0777 of its directory lets anybody replace $DIR/plain/Chrystoki.conf, and with it what the driver gives the PIN to: chmod o-w $DIR/plain"},
+		{"a directory in which everybody has files of his own", 0o777 | os.ModeSticky, 0o644, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, path := lunaSite(t, "token_serial: 100, chrystoki_conf: ./plain/Chrystoki.conf")
+			for name, mode := range map[string]os.FileMode{"plain/Chrystoki.conf": c.file, "plain": c.dir} {
+				if err := os.Chmod(filepath.Join(f.dir, name), mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cfg, err := config.Load(path, config.Options{Environ: []string{"KMSD_PIN_B=b"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.ReplaceAll(strings.Join(cfg.Warnings, "\n"), f.dir, "$DIR"); got != c.warning {
+				t.Errorf("got\n%s\nwant\n%s", got, c.warning)
+			}
+		})
+	}
+}
+
 func TestOtherDriversHaveNoChrystokiConf(t *testing.T) {
 	f, _ := lunaSite(t, "")
 	cfg, err := config.Load(f.file(t, sound), config.Options{Environ: []string{"KMSD_PIN_B=b"}, ClientConf: filepath.Join(f.dir, "haonly/Chrystoki.conf")})
