@@ -129,4 +129,15 @@ groups:
         standby: false
         pin: {file: hsm-a.pin}       # chmod 600; or {env: NAME} or {exec: [PROGRAM, ARG]}
         settings: {token_label: hsm-a, softhsm_conf: /etc/kmsd/softhsm.conf}
+# A Thales Luna partition, in a group of its own kind (docs/luna.md):
+#     - name: luna-a
+#       driver: luna
+#       sha256: 0123...
+#       pin: {file: luna-a.pin}        # password or challenge secret of the crypto officer
+#       settings:
+#         token_serial: "1234840370164"
+#         chrystoki_conf: /etc/kmsd/luna/Chrystoki.conf    # default: the library's, /etc/Chrystoki.conf
+#         module: /usr/safenet/lunaclient/lib/libCryptoki2_64.so    # default: where the client installs it
+#         user: crypto-officer         # the default; or crypto-user, who makes and takes no keys
+#         cloning: cpv4, cpv3, cpv1    # default: all that the partition offers
 `
