@@ -40,7 +40,6 @@ func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "kmsd-luna-")
 	code := 1
 	if err == nil {
-		defer os.RemoveAll(dir)
 		err = prepare(context.Background(), dir)
 	}
 	if err != nil {
