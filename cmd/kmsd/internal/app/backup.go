@@ -38,7 +38,8 @@ func newBackupCreate(s *session) *cobra.Command {
 		Use:   "create FILE --recipient age1...",
 		Short: "Put the keys and the catalog of a running kmsd into a file",
 		Long: "Put the keys and the catalog of a running kmsd into a file, encrypted with age to every recipient.\n" +
-			"Master keys are in it as their HSMs wrap them under the domain key: to restore them takes the\n" +
+			"Master keys are in it as their HSMs wrap them under the domain key (a Luna SIM partition: under its\n" +
+			"SMK, which is not in it); HSMs that give keys to no file are refused. To restore them takes the\n" +
 			"identity of a recipient and the domain secret. age-keygen makes an identity and says its recipient.\n" +
 			"An existing file is not overwritten.",
 		Args: oneArg("FILE"),
