@@ -122,6 +122,15 @@ func (d *Driver) Transfers() int {
 	return len(d.conn.transfers)
 }
 
+// Age makes all transfers older.
+func (d *Driver) Age(by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, t := range d.conn.transfers {
+		t.used = t.used.Add(-by)
+	}
+}
+
 // MaxTransfers is how many transfers wait at a time.
 const MaxTransfers = maxTransfers
 

@@ -41,6 +41,11 @@ func (s *session) consider(op string, req pluginproto.CloneRequest, way pluginpr
 	if len(wanted) == 0 {
 		return t.reply()
 	}
+	if !way.Alone {
+		if err := s.c.makeRoom(op, s.d.leftAlone()); err != nil {
+			return out, err
+		}
+	}
 	if err := s.beginTarget(op, t); err != nil {
 		return out, err
 	}

@@ -93,6 +93,11 @@ func (s *session) offer(op string, req pluginproto.CloneRequest, way pluginproto
 		return out, pluginproto.Errorf(pluginproto.ClassCaller, op, "the source takes no blob")
 	}
 	s.c.endTransfer(idOfTransfer(req)) // of an attempt that was cut short
+	if !way.Alone {
+		if err := s.c.makeRoom(op, s.d.leftAlone()); err != nil {
+			return out, err
+		}
+	}
 	t := &transfer{way: way, keys: req.Keys, objects: make([]pkcs11.ObjectHandle, len(req.Keys))}
 	offers := make([]offered, len(req.Keys))
 	out.Keys = make([]pluginproto.CloneResult, len(req.Keys))

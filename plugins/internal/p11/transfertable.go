@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// maxTransfers is how many transfers wait for their next step in one driver. Past it
-	// the one that has waited longest is ended.
-	maxTransfers = 32
+	// maxTransfers is how many transfers wait for their next step in one driver: five for
+	// each other member of the largest group, four that carry a key and one that carries many.
+	maxTransfers = 160
 	// idleTransfer is how long a transfer waits for its next step.
 	idleTransfer = time.Minute
 )
@@ -66,12 +66,24 @@ func (t *transfer) close(c *conn) {
 
 // keepTransfer puts a transfer aside until its next step.
 func (c *conn) keepTransfer(id transferID, t *transfer) {
-	if _, known := c.transfers[id]; !known && len(c.transfers) >= maxTransfers {
-		c.endTransfer(c.oldestTransfer())
-	}
 	t.step++
 	t.used = time.Now()
 	c.transfers[id] = t
+}
+
+// makeRoom makes sure that another transfer can wait. One that nobody has gone on with for
+// a while gives way. When there is none the new one has to come again: to end others that
+// go on would keep them all from coming to an end.
+func (c *conn) makeRoom(op string, idle time.Duration) error {
+	if len(c.transfers) < maxTransfers {
+		return nil
+	}
+	oldest := c.oldestTransfer()
+	if time.Since(c.transfers[oldest].used) < idle {
+		return pluginproto.Errorf(pluginproto.ClassBusy, op, "%d transfers are under way here already; try again when some have ended", maxTransfers)
+	}
+	c.endTransfer(oldest)
+	return nil
 }
 
 func (c *conn) oldestTransfer() (oldest transferID) {
@@ -118,9 +130,12 @@ func (c *conn) takeTransfer(op string, req pluginproto.CloneRequest) (*transfer,
 	return t, nil
 }
 
+// leftAlone is after how long without a step a transfer gives way to another one.
+func (d *Driver) leftAlone() time.Duration { return d.idle / 4 }
+
 // sweepTransfers ends what nobody goes on with, until the driver is closed.
 func (d *Driver) sweepTransfers() {
-	tick := time.NewTicker(d.idle / 4)
+	tick := time.NewTicker(d.leftAlone())
 	defer tick.Stop()
 	for {
 		select {

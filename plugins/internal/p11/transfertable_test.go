@@ -123,25 +123,57 @@ func TestATransferThatIsLeftAlone(t *testing.T) {
 	e.clean(t, id)
 }
 
-func TestTheOldestOfTooManyTransfersIsEnded(t *testing.T) {
+// When too many transfers are under way a new one waits: did it end the oldest, which is the
+// next to go on, none would ever come to an end.
+func TestTooManyTransfers(t *testing.T) {
 	e := newEnds(t)
 	id := generate(t, e.from, pluginproto.AES256).ID
 	var all []*relay
-	for range p11.MaxTransfers + 1 {
+	for range p11.MaxTransfers {
 		all = append(all, e.begin(t, id))
+	}
+	late := e.relay("relay", id)
+	if _, err := late.give(t); pluginproto.ClassOf(err) != pluginproto.ClassBusy {
+		t.Errorf("one more: %v", err)
+	}
+	for _, r := range all {
+		if _, err := r.give(t); err != nil {
+			t.Errorf("one that was there: %v", err)
+		}
+	}
+	all[0].end(t)
+	late.source.Step = 0
+	if _, err := late.give(t); err != nil {
+		t.Errorf("when one has ended: %v", err)
+	}
+	for _, r := range append(all[1:], late) {
+		r.end(t)
+	}
+	e.clean(t, id)
+}
+
+// One that nobody goes on with gives way.
+func TestATransferThatIsLeftAloneGivesWay(t *testing.T) {
+	e := newEnds(t)
+	id := generate(t, e.from, pluginproto.AES256).ID
+	var all []*relay
+	for range p11.MaxTransfers {
+		all = append(all, e.begin(t, id))
+	}
+	e.from.Age(20 * time.Second) // the sweep takes a minute
+	if _, err := all[1].give(t); err != nil {
+		t.Error(err)
+	}
+	late := e.relay("relay", id)
+	if _, err := late.give(t); err != nil {
+		t.Errorf("one more: %v", err)
 	}
 	if n := e.from.Transfers(); n != p11.MaxTransfers {
 		t.Errorf("%d transfers wait", n)
 	}
-	_, err := all[0].give(t)
-	unknown(t, err)
-	for _, r := range all[1:] {
-		if _, err := r.give(t); err != nil {
-			t.Errorf("one that is younger: %v", err)
-		}
+	for _, r := range append(all, late) {
 		r.end(t)
 	}
-	all[0].end(t)
 	e.clean(t, id)
 }
 
