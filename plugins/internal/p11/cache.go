@@ -28,14 +28,14 @@ func (k *cachedKey) copied() bool { return k.use != k.token }
 // maxCached bounds the handle cache, and with it the session objects.
 const maxCached = 8192
 
-// cached returns a key for a command. It calls into the library when the key is
-// not known, or when its session copy has not been compared with the token for a
-// while.
+// cached returns a key for a command. It calls into the library when the key is not known,
+// or when the token was not asked about it for a while: a session copy outlives its key, and
+// a handle of a key that was removed by other means may be another key's by now.
 func (s *session) cached(id pluginproto.KeyID) (*cachedKey, error) {
 	now := time.Now()
 	s.c.mu.Lock()
 	k := s.c.keys[id]
-	fresh := k != nil && (!k.copied() || now.Sub(k.checked) < s.d.quirks.copyCheck())
+	fresh := k != nil && now.Sub(k.checked) < s.d.quirks.copyCheck()
 	s.c.mu.Unlock()
 	if fresh {
 		return k, nil

@@ -281,6 +281,9 @@ func (d *Driver) session(worker int) (*session, error) {
 // revive makes the connection c anew if it is dead or was found unfit. One worker
 // does it; the others wait for the lock and find it done.
 func (d *Driver) revive(c *conn, found error) error {
+	if d.onlyStale(c, found) {
+		return nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.conn != c {
@@ -321,6 +324,22 @@ func sameToken(was, is pluginproto.TokenInfo) error {
 		return pluginproto.Errorf(pluginproto.ClassMember, op, "its cloning protocols or mechanisms are others now; a new driver tells which")
 	}
 	return nil
+}
+
+// onlyStale forgets the handles of a connection that is in order otherwise, where that needs
+// no lock for writing: whoever waits for one keeps everybody else waiting too, behind the
+// slowest call that is under way, which may make a key for minutes.
+func (d *Driver) onlyStale(c *conn, found error) bool {
+	if d.quirks.SessionCopies || isUnfit(found) {
+		return false
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.conn != c || !c.alive() {
+		return false
+	}
+	c.forget()
+	return true
 }
 
 // lost makes a member failure of whatever stopped a new connection.

@@ -188,6 +188,43 @@ func TestAPrivateHalfNeverComesAlone(t *testing.T) {
 	}
 }
 
+// A key that is gone from the token costs the others nothing while the HSM is at a long work.
+func TestAStaleHandleKeepsNobodyWaiting(t *testing.T) {
+	e := newEnds(t)
+	made, gone, used := generate(t, e.from, pluginproto.AES256), generate(t, e.to, pluginproto.AES256).ID, generate(t, e.to, pluginproto.AES256).ID
+	for _, id := range []pluginproto.KeyID{gone, used} {
+		if err := roundTrip(t.Context(), e.to, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(t, e.to, gone, pkcs11.CKO_SECRET_KEY)
+	working, enough := make(chan struct{}), make(chan struct{})
+	e.do(func() {
+		e.before = func(step string) {
+			if step == "target 1" {
+				close(working)
+				<-enough
+			}
+		}
+	})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := e.relay("batch", made.ID).run(t)
+		ended <- err
+	}()
+	<-working
+	if err := roundTrip(t.Context(), e.to, gone); pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
+		t.Errorf("the key that is gone: %v", err)
+	}
+	if err := roundTrip(t.Context(), e.to, used); err != nil {
+		t.Errorf("another key: %v", err)
+	}
+	close(enough)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // objectsOf returns the target's objects under an identity; within a step.
 func (e *ends) objectsOf(t testing.TB, id pluginproto.KeyID) []pkcs11.ObjectHandle {
 	return search(t, e.target().lib, e.place().Session, id)

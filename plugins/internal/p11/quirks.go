@@ -30,9 +30,9 @@ type Quirks struct {
 	// token object. The copy cannot be extracted and dies with its session.
 	SessionCopies bool
 
-	// CopyCheck is how long a session copy is used before the token object behind
-	// it is looked at again; a key that somebody removed from the token by other
-	// means stays usable for no longer than this. Zero means 1 s.
+	// CopyCheck is how long a key is used before its object on the token is looked at
+	// again; one that somebody removed from the token by other means, or gave another
+	// identity, stays usable for no longer than this. Zero means 1 s.
 	CopyCheck time.Duration
 
 	// GCMTagFault is what the library answers to AES-GCM data that does not
