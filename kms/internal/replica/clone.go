@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -278,8 +279,11 @@ func checkBlob(b []byte) error {
 
 // Fetch clones a copy to a member from the first source that can supply it. It
 // answers not found, without an error, when no source holds it. A source whose copy
-// is another key counts as one without; wrong is told of it and may be nil.
+// is another key counts as one without; wrong is told of it and may be nil. What the
+// member refuses from one source it may take from the next, whose HSM may give what the
+// first one's does not; only what says nothing of the source ends it.
 func Fetch(ctx context.Context, to Token, c Copy, sources []Token, wrong func(source string, err error)) (_ pluginproto.Object, found bool, err error) {
+	var refusal error // the member's first
 	var failures []error
 	for _, from := range sources {
 		if from.Name() == to.Name() {
@@ -291,8 +295,10 @@ func Fetch(ctx context.Context, to Token, c Copy, sources []Token, wrong func(so
 		}
 		source, atSource := errors.AsType[*SourceError](err)
 		switch {
-		case !atSource:
+		case !atSource && isOfTarget(err):
 			return object, false, err
+		case !atSource:
+			refusal = cmp.Or(refusal, err)
 		case errors.Is(source.Err, ErrDifferent):
 			if wrong != nil {
 				wrong(source.Member, source.Err)
@@ -304,5 +310,15 @@ func Fetch(ctx context.Context, to Token, c Copy, sources []Token, wrong func(so
 			return pluginproto.Object{}, false, ctx.Err()
 		}
 	}
+	if refusal != nil {
+		return pluginproto.Object{}, false, refusal
+	}
 	return pluginproto.Object{}, false, errors.Join(failures...)
+}
+
+// isOfTarget reports whether a member would answer the same whoever gives it the key: it is
+// lost or full, or holds something else.
+func isOfTarget(err error) bool {
+	class := pluginproto.ClassOf(err)
+	return class == pluginproto.ClassMember || class == pluginproto.ClassBusy || errors.Is(err, ErrDifferent)
 }

@@ -153,6 +153,35 @@ func TestWhatDoesNotComeTogetherComesAlone(t *testing.T) {
 	}
 }
 
+// mute is a member whose HSM does not give one key away, which it tells the target and
+// nobody else.
+type mute struct {
+	*member
+	about pluginproto.KeyID
+}
+
+func (m *mute) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	out, err := m.member.CloneStep(ctx, req)
+	if slices.Contains(req.Keys, m.about) && len(out.Blob) > 0 {
+		out.Blob[len(out.Blob)-1] ^= 1
+	}
+	return out, err
+}
+
+func TestWhatOneSourceDoesNotGiveComesFromTheNext(t *testing.T) {
+	a, b, c := newCarrier(t, "hsm-a", 50), newCarrier(t, "hsm-b", 50), newCarrier(t, "hsm-c", 50)
+	copies := a.makeMany(t, 6)
+	apply(t, c, copies, from(a))
+	first := &mute{a, copies[2].ID}
+	if r := apply(t, b, copies, from(first, c)); r.Cloned != 6 || len(r.Refused) != 0 {
+		t.Errorf("%d cloned, refused %v", r.Cloned, r.Refused)
+	}
+	alone := newCarrier(t, "hsm-d", 50)
+	if r := apply(t, alone, copies, from(first)); r.Cloned != 5 || len(r.Refused) != 1 || !strings.Contains(r.Refused[0].Err.Error(), "to member hsm-d") {
+		t.Errorf("from nobody else: %d cloned, refused %v", r.Cloned, r.Refused)
+	}
+}
+
 func TestATransferAsksTheMemberThatIsKnownToHoldTheKeys(t *testing.T) {
 	a, b, c := newCarrier(t, "hsm-a", 50), newCarrier(t, "hsm-b", 50), newCarrier(t, "hsm-c", 50)
 	copies := c.makeMany(t, 20)
