@@ -23,7 +23,7 @@ var programs = map[string]func() int{
 		return pluginproto.Serve(pluginproto.ServeConfig{Driver: memdriver.New(memdriver.Options{}), Name: "mem"})
 	},
 	"crash": func() int {
-		fmt.Fprintln(os.Stderr, "cannot find my library")
+		fmt.Fprintln(os.Stderr, "cannot find\x1b[2J my library")
 		return 7
 	},
 	"garbage": func() int {

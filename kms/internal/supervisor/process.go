@@ -133,8 +133,22 @@ func (o *osProcess) Kill(context.Context) error {
 // Stdout implements runner.Runner.
 func (o *osProcess) Stdout() io.ReadCloser { return o.stdout }
 
-// Stderr implements runner.Runner.
-func (o *osProcess) Stderr() io.ReadCloser { return o.stderr }
+// Stderr implements runner.Runner. go-plugin logs the lines as they are.
+func (o *osProcess) Stderr() io.ReadCloser { return shown{o.stderr} }
+
+// shown is text that cannot do anything to the terminal that a log may be on: a library
+// writes to its driver's stderr what it likes.
+type shown struct{ io.ReadCloser }
+
+func (s shown) Read(b []byte) (int, error) {
+	n, err := s.ReadCloser.Read(b)
+	for i, c := range b[:n] {
+		if c < ' ' && c != '\n' && c != '\t' && c != '\r' || c == 0x7f {
+			b[i] = '?'
+		}
+	}
+	return n, err
+}
 
 // Name implements runner.Runner.
 func (o *osProcess) Name() string { return o.cmd.Path }

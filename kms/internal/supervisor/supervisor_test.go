@@ -322,6 +322,18 @@ func TestADriverGetsNothingOfTheDaemonsButWhatItNeeds(t *testing.T) {
 	}
 }
 
+func TestWhatADriverPrintsReachesTheLogAsText(t *testing.T) {
+	var log journal
+	_, err := supervisor.Start(t.Context(), supervisor.Spec{
+		Name: "a", Path: program(t, "crash"), Insecure: true,
+		Logger: hclog.New(&hclog.LoggerOptions{Output: &log, Level: hclog.Debug}),
+	})
+	wantFailure(t, err, "exit status 7", false)
+	if said := log.String(); !strings.Contains(said, "cannot find?[2J my library") || strings.Contains(said, "\x1b") {
+		t.Errorf("the log says %q", said)
+	}
+}
+
 func TestADriverEndsWithADaemonThatIsKilled(t *testing.T) {
 	for _, c := range []struct {
 		name   string
