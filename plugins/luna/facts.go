@@ -82,9 +82,9 @@ func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
 	}
 	room, err := x.storage(at)
 	switch {
-	case err == nil:
+	case err == nil && !unavailable(room.Total, room.Free, room.Objects):
 		facts = append(facts, storageFact(room))
-	case !withheld(err):
+	case err != nil && !withheld(err):
 		return nil, err
 	}
 	return facts, nil
@@ -110,6 +110,9 @@ func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {
 		}
 		facts = append(facts, activation)
 	}
+	if unavailable(s.OfficerFails, s.UserFails) {
+		return facts
+	}
 	logins := pluginproto.Fact{Name: "failed logins", Value: "none"}
 	if s.OfficerFails+s.UserFails > 0 {
 		logins.Warning = true
@@ -117,6 +120,12 @@ func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {
 			s.OfficerFails, s.UserFails)
 	}
 	return append(facts, logins)
+}
+
+// unavailable reports whether any of some numbers is none: CK_UNAVAILABLE_INFORMATION of
+// PKCS#11, all bits set, in the library's width or in the firmware's.
+func unavailable(numbers ...uint) bool {
+	return slices.Contains(numbers, 1<<64-1) || slices.Contains(numbers, 1<<32-1)
 }
 
 // lowStorage is the part of a partition, in percent, below which its room is low.

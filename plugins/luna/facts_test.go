@@ -105,6 +105,18 @@ func TestActivationIsWarnedOf(t *testing.T) {
 	}
 }
 
+// A number that the library does not know is all bits set, and no alarm.
+func TestNumbersThatAreNotKnownAreNoFacts(t *testing.T) {
+	for _, fails := range []vendor.Status{{OfficerFails: 1<<64 - 1}, {UserFails: 1<<64 - 1}, {OfficerFails: 1<<64 - 1, UserFails: 1}, {UserFails: 1<<32 - 1}} {
+		if facts := (partition{}).statusFacts(fails); len(facts) != 0 {
+			t.Errorf("%+v: %+v", fails, facts)
+		}
+	}
+	if facts := (partition{}).statusFacts(vendor.Status{UserFails: 1}); !fact(facts, "failed logins").Warning {
+		t.Errorf("one failed login: %+v", facts)
+	}
+}
+
 func TestIdentitiesAreReadAsTheLibraryCan(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
