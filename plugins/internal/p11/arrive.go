@@ -71,8 +71,7 @@ func (s *session) listen(op string, t *transfer, in []byte) (words []byte, done 
 	return nil, true, s.settle(op, t, had, received)
 }
 
-// overtaken settles what another transfer has brought since this one wanted it. Of the rest
-// the token has to be asked from now on: what comes may come without an answer.
+// overtaken settles what another transfer has brought since this one wanted it.
 func (s *session) overtaken(op string, t *transfer) error {
 	for _, i := range t.coming {
 		r, id := &t.results[i], t.keys[i]
@@ -80,7 +79,6 @@ func (s *session) overtaken(op string, t *transfer) error {
 			continue
 		}
 		if _, ok := s.known(id); !ok {
-			s.c.index.doubt(id)
 			continue
 		}
 		var err error
@@ -93,7 +91,8 @@ func (s *session) overtaken(op string, t *transfer) error {
 
 // publish puts the public halves of the pairs that come on the token, before they do: half
 // of a pair that a killed driver leaves is then never the private one. It returns those that
-// it made, by the number of their key.
+// it made, by the number of their key. Of what comes the token has to be asked from now on: it
+// may come without an answer.
 func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHandle, err error) {
 	if !t.target.Due() {
 		return nil, nil
@@ -101,16 +100,16 @@ func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHan
 	made = map[int]pkcs11.ObjectHandle{}
 	for _, i := range t.coming {
 		o := t.offers[i].object
-		if r := t.results[i]; r.Object != nil || r.Err != nil || o.Type.Symmetric() {
+		if r := t.results[i]; r.Object != nil || r.Err != nil {
 			continue
 		}
 		s.job.expect(extensionStep)
-		there, err := s.objects(o.ID)
+		there, err := s.held(o.ID)
+		s.c.index.doubt(o.ID)
 		if err != nil {
 			return made, err
 		}
-		s.c.index.doubt(o.ID)
-		if len(there.public) > 0 {
+		if o.Type.Symmetric() || len(there.public) > 0 {
 			continue
 		}
 		if made[i], err = s.addPublic(op, o); err != nil {

@@ -153,18 +153,18 @@ func (s *session) describe(o halves) (described, error) {
 }
 
 func (s *session) describeSecret(h pkcs11.ObjectHandle) (described, error) {
-	v, err := s.attributes(h, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_LABEL)
+	v, err := s.attributes(h, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_LABEL, pkcs11.CKA_VALUE_LEN)
+	if ckr, _ := ckrOf(err); ckr == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID { // a DES key has no CKA_VALUE_LEN
+		v, err = s.attributes(h, pkcs11.CKA_KEY_TYPE, pkcs11.CKA_LABEL)
+	}
 	if err != nil {
 		return described{}, err
 	}
 	ckk, label := ulong(v[0]), string(v[1])
-	if ckk != pkcs11.CKK_AES && ckk != pkcs11.CKK_GENERIC_SECRET {
-		return described{label: label}, nil // a DES key has no CKA_VALUE_LEN
+	if len(v) < 3 || ckk != pkcs11.CKK_AES && ckk != pkcs11.CKK_GENERIC_SECRET {
+		return described{label: label}, nil
 	}
-	if v, err = s.attributes(h, pkcs11.CKA_VALUE_LEN); err != nil {
-		return described{}, err
-	}
-	size := ulong(v[0])
+	size := ulong(v[2])
 	if size == 0 {
 		if size, err = s.measure(h); err != nil {
 			return described{}, err
