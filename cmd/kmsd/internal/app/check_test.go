@@ -16,7 +16,8 @@ import (
 )
 
 // everyFault is a configuration with one fault of each kind that an operator is
-// likely to make. $CONF is a store of tokens: good, one, and two tokens named twin.
+// likely to make. $CONF is a store of tokens: good, one, and two tokens named twin. The
+// member hsm-slow has none: it only takes longer than a server waits for one of several.
 const everyFault = `listen: ["unix://$DIR/kmsd.sock"]
 catalog: {bolt: {path: catalog.db}}
 driver_dir: .
@@ -68,6 +69,11 @@ groups:
         sha256: $SUM
         pin: {file: pin}
         settings: {token_lable: good, softhsm_conf: $CONF}
+      - name: hsm-slow
+        driver: softhsm
+        sha256: $SUM
+        pin: {exec: [sh, -c, "sleep 3; cat $DIR/pin"]}
+        settings: {token_label: slow, softhsm_conf: $CONF}
   - name: other
     domain: {file: open.domain}
     members:
@@ -90,8 +96,8 @@ var wantFaults = [...]struct{ origin, says string }{
 	{"kmsd.yaml:40", "mode 0644 lets others at $DIR/open.pin; chmod 600 it"},
 	{"kmsd.yaml:45", "$DIR/no.pin: no such file or directory"},
 	{"kmsd.yaml:47", `unknown setting "token_lable"`},
-	{"kmsd.yaml:53", "mode 0644 lets others at $DIR/open.domain; chmod 600 it"},
-	{"kmsd.yaml:55", "hsm-other is failed: "},
+	{"kmsd.yaml:58", "mode 0644 lets others at $DIR/open.domain; chmod 600 it"},
+	{"kmsd.yaml:60", "hsm-other is failed: "},
 	{"policies.yaml:3", `unknown action "fly"`},
 	{"tokens.yaml:2", `there is no policy "nobody"`},
 }
@@ -155,7 +161,7 @@ func faultySite(t *testing.T) string {
 		t.Fatal(err)
 	}
 	store := softhsmtest.NewStore(t)
-	for _, label := range []string{"good", "one", "twin", "twin", "open", "nopin", "other"} {
+	for _, label := range []string{"good", "one", "twin", "twin", "open", "nopin", "slow", "other"} {
 		store.Add(t, label)
 	}
 	for name, f := range map[string]struct {

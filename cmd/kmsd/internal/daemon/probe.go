@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"kmsd/cmd/kmsd/internal/config"
 	"kmsd/kms"
@@ -31,6 +33,42 @@ func Probe(ctx context.Context, cfg *config.Config) (_ []api.Group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	groups := service.Status().Groups
-	return groups, service.Close()
+	defer func() { err = errors.Join(err, service.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
+	groups, _ := settled(ctx, service, underWay)
+	return groups, nil
+}
+
+const (
+	// lookAgain is how often members are looked at that are waited for.
+	lookAgain = 100 * time.Millisecond
+	// longest is when to stop waiting for first attempts, which end by themselves after 30 s.
+	longest = 40 * time.Second
+)
+
+// settled returns the groups when none of them is busy any more, or as they are when ctx ends,
+// with its error.
+func settled(ctx context.Context, service *kms.KMS, busy func(api.Group) bool) ([]api.Group, error) {
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for {
+		groups := service.Status().Groups
+		if !slices.ContainsFunc(groups, busy) {
+			return groups, nil
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return groups, ctx.Err()
+		}
+	}
+}
+
+// underWay reports whether the first attempt at a member of the group goes on: an HSM that
+// takes its time is no fault.
+func underWay(g api.Group) bool {
+	return slices.ContainsFunc(g.Members, func(m api.Member) bool {
+		return m.RecoveryAttempts <= 1 && (m.State == api.MemberProbing || m.State == api.MemberSyncing)
+	})
 }

@@ -5,17 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"kmsd/cmd/kmsd/internal/config"
 	"kmsd/kms"
 	"kmsd/kms/api"
 	"kmsd/kms/catalog/boltcat"
 )
-
-// lookAgain is how often the members are looked at that are being compared with a
-// restored catalog.
-const lookAgain = 100 * time.Millisecond
 
 // Restore brings a backup to the members of a configuration, and puts the catalog in
 // its place when all of that is done. Then it opens kmsd on it, without serving, so
@@ -51,19 +46,7 @@ func compare(ctx context.Context, cfg *config.Config) (_ []api.Group, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, service.Close()) }()
-	look := time.NewTicker(lookAgain)
-	defer look.Stop()
-	for {
-		groups := service.Status().Groups
-		if !slices.ContainsFunc(groups, coming) {
-			return groups, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-look.C:
-		}
-	}
+	return settled(ctx, service, coming)
 }
 
 // coming reports whether a member of the group is yet to be compared.
