@@ -38,8 +38,9 @@ func newCheck(s *session) *cobra.Command {
 		Long: "List every fault of a configuration, with its line. Unless --offline, it also starts every driver\n" +
 			"and logs in as a server would; nothing is written to a token, but a wrong PIN costs one try.\n" +
 			"Without faults it prints the drivers with their SHA-256 and the tokens that were found.\n\n" +
-			"What a Luna client's Chrystoki.conf does to a member is looked at too. Warnings do not change the\n" +
-			"exit code: they are on stderr, and with -o json the list \"warnings\" of the answer.",
+			"What a Luna client's Chrystoki.conf does to a member is looked at too, and what a token warns of.\n" +
+			"Warnings do not change the exit code: they are on stderr, and with -o json the list \"warnings\" of\n" +
+			"the answer.",
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if path == "" {
@@ -89,6 +90,7 @@ func (s *session) check(cmd *cobra.Command, path string, offline bool) (checked,
 	tokens := map[string]api.Token{}
 	if !offline {
 		faults = append(faults, memberFaults(cmd.Context(), cfg.Sound(), tokens)...)
+		out.Warnings = append(out.Warnings, tokenWarnings(cfg, tokens)...)
 	}
 	if err := cmd.Context().Err(); err != nil {
 		return out, fmt.Errorf("checking %s: %w", path, err)
@@ -148,6 +150,20 @@ func memberFaults(ctx context.Context, cfg *config.Config, tokens map[string]api
 		}
 	}
 	return faults
+}
+
+// tokenWarnings says what tokens that were found warn of.
+func tokenWarnings(cfg *config.Config, tokens map[string]api.Token) (all []string) {
+	for _, g := range cfg.Groups {
+		for _, m := range g.Members {
+			for _, f := range tokens[g.Name+"/"+m.Name].Facts {
+				if f.Warning {
+					all = append(all, cfg.MemberFault(m, fmt.Sprintf("%s warns: %s: %s", m.Name, f.Name, f.Value)).String())
+				}
+			}
+		}
+	}
+	return all
 }
 
 // checkedMembers lists the members of a sound configuration.
