@@ -109,7 +109,7 @@ func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHan
 		if err != nil {
 			return made, err
 		}
-		if o.Type.Symmetric() || len(there.public) > 0 {
+		if o.Type.Symmetric() || len(there.private)+len(there.public) > 0 {
 			continue
 		}
 		if made[i], err = s.addPublic(op, o); err != nil {

@@ -167,7 +167,12 @@ func TestAnArrivalThatWasNotAnswered(t *testing.T) {
 func TestAPrivateHalfNeverComesAlone(t *testing.T) {
 	e := newEnds(t)
 	made, gone := generate(t, e.from, pluginproto.ECP256), pkcs11.Error(pkcs11.CKR_DEVICE_REMOVED)
-	for way, last := range map[string]string{"relay": "target 2", "batch": "target 1", "alone": "target 0"} {
+	for name, last := range map[string]string{"relay": "target 2", "batch": "target 1", "alone": "target 0", "a proof": "target 0"} {
+		r := e.relay(name, made.ID)
+		if name == "a proof" {
+			r = e.relay("alone", made.ID)
+			r.target.Prove = true
+		}
 		public := -1
 		e.do(func() {
 			e.before = func(step string) {
@@ -177,12 +182,12 @@ func TestAPrivateHalfNeverComesAlone(t *testing.T) {
 			}
 			e.fail["target ends"] = gone
 		})
-		if _, err := e.relay(way, made.ID).run(t); pluginproto.ClassOf(err) != pluginproto.ClassMember {
-			t.Errorf("%s: %v", way, err)
+		if _, err := r.run(t); pluginproto.ClassOf(err) != pluginproto.ClassMember {
+			t.Errorf("%s: %v", name, err)
 		}
 		e.do(e.heal)
 		if public != 1 {
-			t.Errorf("%s: %d objects are there when the private half comes", way, public)
+			t.Errorf("%s: %d objects are there when the private half comes", name, public)
 		}
 		e.clean(t, made.ID) // not the public half, either
 	}

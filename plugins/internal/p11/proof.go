@@ -27,6 +27,11 @@ func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto
 		return out, err
 	}
 	defer t.close(s.c)
+	public, err := s.publish(op, t)
+	defer func() { s.retract(t, public, false) }()
+	if err != nil {
+		return out, err
+	}
 	_, received, done, err := t.target.Step(in)
 	had := s.keep(received)
 	if err == nil && (!done || len(received) != 1) {
