@@ -71,6 +71,8 @@ func stateFindings(s api.Group) []api.Finding {
 			all = append(all, faultOf(m.Name, "%s (%s): give it the right PIN, which is tried as soon as it is another one", why, m.CKR))
 		case m.State == api.MemberDraining, m.State == api.MemberSyncing:
 			all = append(all, warningOf(m.Name, "%s", why))
+		case strings.Contains(m.Reason, "CKR_"): // what the library has said says more
+			all = append(all, faultOf(m.Name, "%s", why))
 		default:
 			all = append(all, faultOf(m.Name, "%s (%s)", why, m.CKR))
 		}

@@ -227,10 +227,10 @@ func troubles(m api.Member, now time.Time) []string {
 }
 
 // trouble is what is wrong with a member, and when it is tried again; "" when all is
-// well. A reason may name the CKR itself.
+// well. A reason that names a CKR has the library's own, and the state's says nothing then.
 func trouble(m api.Member, now time.Time) string {
 	var parts []string
-	if m.CKR != "" && m.CKR != "CKR_OK" && !strings.Contains(m.Reason, m.CKR) {
+	if m.CKR != "" && m.CKR != "CKR_OK" && !strings.Contains(m.Reason, "CKR_") {
 		parts = append(parts, m.CKR)
 	}
 	if m.Reason != "" {

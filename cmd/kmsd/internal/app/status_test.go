@@ -79,6 +79,8 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 		{"a member in step needs no words", api.Member{State: api.MemberActive, CKR: "CKR_OK"}, nil},
 		{"one that is away is tried again", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 3, NextRecovery: &soon},
 			[]string{"CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 7s|CKR_TOKEN_NOT_PRESENT: no token is there; attempt 4 in 8s"}},
+		{"what its library has said is not hidden by the state's CKR", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "CKR_PARTITION_DISABLED: activate it", NextRecovery: &soon},
+			[]string{"CKR_PARTITION_DISABLED: activate it; attempt 1 in 7s|CKR_PARTITION_DISABLED: activate it; attempt 1 in 8s"}},
 		{"one that nobody tries again by itself needs somebody", api.Member{State: api.MemberDown, Reason: "the driver has ended"},
 			[]string{"the driver has ended", "no attempt is planned; to make one: kmsd member recover hsm-a"}},
 		{"one that was given up needs somebody", api.Member{State: api.MemberDown, CKR: "CKR_TOKEN_NOT_PRESENT", Reason: "no token is there", RecoveryAttempts: 4, GaveUp: true},
