@@ -45,6 +45,8 @@ func quirks() p11.Quirks {
 		},
 		// The HSM keeps its objects apart by itself, and its policies may forbid C_CopyObject.
 		OnToken: true,
+		// One question, where a look at all objects is two to the HSM for each.
+		FindsByID: true,
 
 		// A command to a network HSM waits for the network most of the time, and the HSM
 		// works on many at once: Thales fills one with tens of threads (luna-ha-bench). One

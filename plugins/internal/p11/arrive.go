@@ -97,6 +97,9 @@ func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHan
 	if !t.target.Due() {
 		return nil, nil
 	}
+	if err := s.lookAround(); err != nil { // to know what comes from what was there
+		return nil, err
+	}
 	made = map[int]pkcs11.ObjectHandle{}
 	for _, i := range t.coming {
 		o := t.offers[i].object
@@ -104,7 +107,10 @@ func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHan
 			continue
 		}
 		s.job.expect(extensionStep)
-		there, err := s.held(o.ID)
+		var there halves
+		if !o.Type.Symmetric() {
+			there, err = s.held(o.ID)
+		}
 		s.c.index.doubt(o.ID)
 		if err != nil {
 			return made, err

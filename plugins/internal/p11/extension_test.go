@@ -54,7 +54,7 @@ func newWorld() *world {
 // quirks are those of the HSMs.
 func (w *world) quirks() p11.Quirks {
 	q := quirks()
-	q.OnToken = true
+	q.OnToken, q.FindsByID = true, true
 	q.SessionCopies = false
 	q.Extend = func(module string) (p11.Extension, error) {
 		if w.extend != nil {

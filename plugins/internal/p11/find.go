@@ -92,7 +92,7 @@ func (o *halves) whole() bool {
 
 // objects returns what the token holds under an identity, past every cache.
 func (s *session) objects(id pluginproto.KeyID) (halves, error) {
-	o, err := s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+	o, err := s.gather(s.find, onToken(id)...)
 	if err != nil {
 		s.c.index.doubt(id)
 		return halves{}, err
@@ -101,9 +101,13 @@ func (s *session) objects(id pluginproto.KeyID) (halves, error) {
 	return o, nil
 }
 
-// gather finds objects and sorts them.
-func (s *session) gather(template ...*pkcs11.Attribute) (halves, error) {
-	handles, err := s.find(template...)
+func onToken(id pluginproto.KeyID) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_ID, id[:])}
+}
+
+// gather finds objects, with find or findOnce, and sorts them.
+func (s *session) gather(find func(...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error), template ...*pkcs11.Attribute) (halves, error) {
+	handles, err := find(template...)
 	if err != nil {
 		return halves{}, err
 	}

@@ -43,7 +43,7 @@ func (d *Driver) Generate(ctx context.Context, spec pluginproto.KeySpec) (plugin
 func (s *session) claim(op string, id pluginproto.KeyID, ours *bool) error {
 	if *ours {
 		return s.write(func() error {
-			o, err := s.gather(pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
+			o, err := s.gather(s.find, pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]))
 			if err != nil {
 				return err
 			}
@@ -121,7 +121,7 @@ func (s *session) generate(op string, spec pluginproto.KeySpec) (made halves, er
 			return s.fail(op, err)
 		}
 		s.job.expect(shortStep)
-		made, err = s.gather(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
+		made, err = s.gather(s.find, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_ID, spec.ID[:]))
 		if err == nil && !made.whole() {
 			_ = s.destroy(made)
 			err = pluginproto.Errorf(pluginproto.ClassMember, op, "the token made %d objects", len(made.all()))

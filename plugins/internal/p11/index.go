@@ -66,14 +66,22 @@ func (x *index) doubt(id pluginproto.KeyID) {
 // replace takes down what a look at the whole token has shown: all its objects, and the
 // keys among them.
 func (x *index) replace(objects []pkcs11.ObjectHandle, keys map[pluginproto.KeyID]halves, began time.Time) {
+	x.saw(objects)
+	now := time.Now()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.at, x.until = keys, now.Add(surveyWorth*now.Sub(began))
+}
+
+// saw takes down all objects of the token.
+func (x *index) saw(objects []pkcs11.ObjectHandle) {
 	there := make(map[pkcs11.ObjectHandle]bool, len(objects))
 	for _, h := range objects {
 		there[h] = true
 	}
-	now := time.Now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.at, x.there, x.until = keys, there, now.Add(surveyWorth*now.Sub(began))
+	x.there = there
 }
 
 // has reports whether an object was seen on the token.
@@ -168,8 +176,13 @@ func (s *session) held(id pluginproto.KeyID) (halves, error) {
 	if o, ok := s.known(id); ok {
 		return o, nil
 	}
-	if err := s.lookAround(); err != nil {
-		return halves{}, err
+	if !s.c.index.complete() {
+		if s.d.quirks.FindsByID {
+			return s.gather(s.findOnce, onToken(id)...)
+		}
+		if _, err := s.survey(); err != nil {
+			return halves{}, err
+		}
 	}
 	if _, listed := s.c.index.get(id); !listed {
 		return halves{}, nil
@@ -177,11 +190,15 @@ func (s *session) held(id pluginproto.KeyID) (halves, error) {
 	return s.objects(id)
 }
 
-// lookAround makes sure that the whole token was looked at not long ago.
+// lookAround takes down which objects are on the token, anybody's, unless that was done not
+// long ago. It takes a few calls, for nothing of them is read.
 func (s *session) lookAround() error {
 	if s.c.index.complete() {
 		return nil
 	}
-	_, err := s.survey()
+	all, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
+	if err == nil {
+		s.c.index.saw(all)
+	}
 	return err
 }

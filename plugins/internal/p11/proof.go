@@ -15,9 +15,6 @@ func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto
 	if !o.given() {
 		return out, pluginproto.Errorf(pluginproto.ClassCaller, op, "the blob holds no key")
 	}
-	if err := s.lookAround(); err != nil { // to know what comes from what was there
-		return out, err
-	}
 	there, err := s.objects(o.object.ID)
 	if err != nil {
 		return out, err

@@ -60,6 +60,10 @@ type Quirks struct {
 	// the extension's protocols alone.
 	Extend func(module string) (Extension, error)
 
+	// FindsByID says that the token looks for an object by its CKA_ID without reading all
+	// of them, so that it is asked about one key rather than looked at as a whole.
+	FindsByID bool
+
 	// OnToken makes keys on the token at once, not as session objects that are copied to
 	// it, for a library that bears that while others work, and does not bear the copy.
 	// What an extension's target does, which puts keys on the token too, keeps nobody

@@ -174,7 +174,7 @@ func TestContractOfAnExtension(t *testing.T) {
 			w, b, used := newWorld(), newBench(t, labels...), 0
 			b.settings["module"] = sealedLibrary(t, softhsmtest.Module(t))
 			q := w.quirks()
-			q.OnToken = tc.onToken
+			q.OnToken, q.FindsByID = tc.onToken, tc.onToken
 			t.Run("the contract", func(t *testing.T) {
 				drivertest.Run(t, drivertest.Config{Types: tc.types, NewToken: func(*testing.T) drivertest.Token {
 					settings := maps.Clone(b.settings)
