@@ -114,6 +114,17 @@ func (t *cpv4Target) agree(in []byte) error {
 	return nil
 }
 
+// explain says why no object arrived: there was no tunnel, where the negotiation said so, unless
+// it is the HSM that is in trouble or full, which it would be with one.
+func (t *cpv4Target) explain(err error) error {
+	code, known := codes[ckrOf(err)]
+	trouble := !known || code.Class == pluginproto.ClassMember || code.Class == pluginproto.ClassBusy
+	if t.doubt == nil || trouble && !isRefusal(err) {
+		return err
+	}
+	return t.doubt
+}
+
 // insert takes the objects that the source could give.
 func (t *cpv4Target) insert(in []byte) ([]p11.Received, error) {
 	received, blobs, err := unpackBlobs(in, t.objects)
@@ -122,10 +133,7 @@ func (t *cpv4Target) insert(in []byte) ([]p11.Received, error) {
 	}
 	arrivals, err := t.lib.Insert(t.at.Session, t.blob2, t.id, blobs)
 	if err != nil {
-		if t.doubt != nil {
-			err = t.doubt
-		}
-		return nil, err
+		return nil, t.explain(err)
 	}
 	for i := range received {
 		if received[i].Err == nil {

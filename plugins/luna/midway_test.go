@@ -93,3 +93,30 @@ func list(t *testing.T, d *opened) []pluginproto.Object {
 	}
 	return all
 }
+
+// A library whose negotiation ends with an error although the tunnel stands must not hide what
+// becomes of the objects: an HSM in trouble is a failure of the member.
+func TestADoubtDoesNotHideTrouble(t *testing.T) {
+	domain := newDomain()
+	from, to := openDriver(t, lunasim.New(t, lunasim.Options{}), domain, nil), openDriver(t, lunasim.New(t, lunasim.Options{}), domain, nil)
+	to.p.Set("third_call", "error")
+	id := pluginproto.KeyID{1}
+	if _, err := from.Generate(t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256}); err != nil {
+		t.Fatal(err)
+	}
+	for ckr, want := range map[uint32]pluginproto.Class{
+		pkcs11.CKR_DEVICE_ERROR:           pluginproto.ClassMember,
+		own + 0x2C:                        pluginproto.ClassBusy,    // the partition is full
+		pkcs11.CKR_SESSION_HANDLE_INVALID: pluginproto.ClassUnknown, // begin another
+	} {
+		insert := to.p.Arm(lunasim.Fault{What: lunasim.Answer, Function: "CA_Insert", Arg: ckr})
+		_, err := clone(t.Context(), from, to, cpv4, []pluginproto.KeyID{id}, unchanged)
+		if pluginproto.ClassOf(err) != want || insert.Fired() != 1 {
+			t.Errorf("%#x: %v, of class %s, want %s", ckr, err, pluginproto.ClassOf(err), want)
+		}
+		insert.Disarm()
+	}
+	if _, err := clone(t.Context(), from, to, cpv4, []pluginproto.KeyID{id}, unchanged); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+}
