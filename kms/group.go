@@ -46,6 +46,7 @@ func (k *KMS) newGroup(cfg GroupConfig, seats []seat) (*keyGroup, error) {
 		Members:  func() int { return len(g.Names()) },
 		Distrust: func(member string, why error) { g.Distrust(member, why) },
 		Bar:      func(member string, ids []pluginproto.KeyID) { g.Bar(member, ids) },
+		Gone:     k.ring.gone,
 		Logger:   log,
 		Events: func(e api.Event) {
 			e.Group = cfg.Name

@@ -187,6 +187,17 @@ func (k *key) index(number int) int {
 	return slices.IndexFunc(k.rec.Versions, func(v catalog.Version) bool { return v.Number == number })
 }
 
+// gone reports whether the version that a copy is of was destroyed. Of a key that it does not
+// know it says nothing.
+func (r *keyring) gone(c replica.Copy) bool {
+	k, err := r.get(c.Key)
+	if err != nil {
+		return false
+	}
+	i, known := k.byID[c.ID]
+	return known && !living(k.rec.Versions[i])
+}
+
 // usable returns ErrState when version i may not be used.
 func (k *key) usable(i int) error {
 	v := k.rec.Versions[i]

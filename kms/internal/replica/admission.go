@@ -52,6 +52,7 @@ type Admission struct {
 	members  func() int
 	distrust func(member string, why error)
 	bar      func(member string, ids []pluginproto.KeyID)
+	gone     func(Copy) bool
 	patience time.Duration
 	log      hclog.Logger
 	events   func(api.Event)
@@ -78,6 +79,8 @@ type Config struct {
 	// Bar has the copies of a member used no more that turn out to be other keys, while
 	// its admission goes on: it may be in step already. Nil: nobody does.
 	Bar func(member string, ids []pluginproto.KeyID)
+	// Gone reports whether the key of a copy that a plan had was destroyed since. Nil: none is.
+	Gone func(Copy) bool
 	// Patience is how long a member waits for others that may supply what it lacks.
 	// Zero means 2 s.
 	Patience time.Duration
@@ -102,7 +105,7 @@ func NewAdmission(cfg Config) *Admission {
 		cfg.Events = func(api.Event) {}
 	}
 	return &Admission{
-		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, distrust: cfg.Distrust, bar: cfg.Bar,
+		book: cfg.Book, inStep: cfg.InStep, members: cfg.Members, distrust: cfg.Distrust, bar: cfg.Bar, gone: cfg.Gone,
 		patience: cfg.Patience, log: cfg.Logger, events: cfg.Events,
 		waiting:  make(map[string]*Sync),
 		found:    make(map[string]Report),
@@ -350,7 +353,7 @@ func (a *Admission) conclude(member string, s *Sync, r Report) {
 	a.tellFound(member, held, before, r)
 }
 
-func (a *Admission) sources() Sources { return Sources{Of: a.holders, Wrong: a.distrust} }
+func (a *Admission) sources() Sources { return Sources{Of: a.holders, Wrong: a.distrust, Gone: a.gone} }
 
 // holders returns who may supply a copy: the members in step, then those that are
 // being admitted and say that they hold it.

@@ -37,6 +37,7 @@ func (s *Sync) cloneAll(ctx context.Context, copies []Copy, from Sources) error 
 		began := time.Now()
 		left, err := s.fetchTogether(ctx, source, batch)
 		s.pace.took(len(batch), time.Since(began), err != nil)
+		s.recall(ctx, batch, from)
 		if err == nil {
 			err = s.fetchEach(ctx, left, from)
 		}
@@ -121,11 +122,38 @@ func (s *Sync) fetch(ctx context.Context, c Copy, from Sources) error {
 	if s.refusesAll() {
 		return s.refuse(ctx, c.ID, fmt.Errorf("cloning %s to member %s: %w", c, s.token.Name(), errNotTried))
 	}
+	defer s.recall(ctx, []Copy{c}, from)
 	object, found, err := Fetch(ctx, s.token, c, from.Of(c), from.Wrong)
 	if err == nil && !found {
 		return nil
 	}
 	return s.note(ctx, c, object, err)
+}
+
+// recallTimeout is how long the member may take to destroy what it should not have got.
+const recallTimeout = 10 * time.Second
+
+// recall destroys what came, or may have come without an answer, while its key was destroyed:
+// whoever did that has not found it on the member. A key that is destroyed from now on is
+// found. What cannot be destroyed now is when the member is compared the next time.
+func (s *Sync) recall(ctx context.Context, copies []Copy, from Sources) {
+	for _, c := range copies {
+		if from.Gone == nil || !from.Gone(c) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recallTimeout)
+		err := s.token.Destroy(ctx, c.ID)
+		cancel()
+		if err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
+			continue
+		}
+		s.mu.Lock()
+		delete(s.held, c.ID)
+		if err == nil {
+			s.destroyed = append(s.destroyed, c.ID)
+		}
+		s.mu.Unlock()
+	}
 }
 
 // note takes down what has become of a copy.

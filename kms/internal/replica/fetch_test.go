@@ -3,8 +3,10 @@ package replica_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"kmsd/internal/memdriver"
@@ -276,5 +278,71 @@ func TestTheEndOfTheContextEndsTransfers(t *testing.T) {
 	}
 	if n := len(b.hsm().Keys()); n != 0 {
 		t.Errorf("%d keys came", n)
+	}
+}
+
+// late is a member to which something happens when a transfer has come to its end there, before
+// anybody hears of it.
+type late struct {
+	*member
+	happens func(pluginproto.CloneRequest) error
+}
+
+func (l *late) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	out, err := l.member.CloneStep(ctx, req)
+	if err == nil && out.Done && !req.End {
+		err = l.happens(req)
+	}
+	return out, err
+}
+
+// Whoever destroys a key while a copy of it is on its way does not find it on the member.
+func TestAKeyThatIsDestroyedOnItsWayDoesNotStay(t *testing.T) {
+	for _, keys := range []int{50, 1} {
+		for _, x := range []struct {
+			name   string
+			answer error
+			ends   bool // the context, in the same moment
+		}{
+			{name: "the member says that it has come"},
+			{name: "the answer is lost", answer: pluginproto.Errorf(pluginproto.ClassUnknown, "cloning", "no answer")},
+			{name: "the member is lost", answer: &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "cloning"}},
+			{name: "nobody waits any more", ends: true},
+		} {
+			t.Run(fmt.Sprintf("%s, %d in a transfer", x.name, keys), func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				a, b := newCarrier(t, "hsm-a", keys), newCarrier(t, "hsm-b", keys)
+				copies := a.makeMany(t, 4)
+				doomed := copies[2]
+				var gone atomic.Bool
+				to := &late{b, func(req pluginproto.CloneRequest) error {
+					if !slices.Contains(req.Keys, doomed.ID) || gone.Swap(true) {
+						return nil
+					}
+					if x.ends {
+						cancel()
+						return context.Canceled
+					}
+					return x.answer
+				}}
+				s, err := replica.NewSync(t.Context(), to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sources := from(a)
+				sources.Gone = func(c replica.Copy) bool { return gone.Load() && c.ID == doomed.ID }
+				_, err = s.Apply(ctx, replica.Plan{Copies: copies}, sources)
+				if lost := x.answer != nil && pluginproto.ClassOf(x.answer) == pluginproto.ClassMember; (err != nil) != (lost || x.ends) {
+					t.Errorf("Apply = %v", err)
+				}
+				if !gone.Load() || s.Holds(doomed) {
+					t.Errorf("the key was destroyed: %v, and is held: %v", gone.Load(), s.Holds(doomed))
+				}
+				if _, err := b.Inspect(t.Context(), doomed.ID); pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
+					t.Errorf("the destroyed key is on the member: %v", err)
+				}
+			})
+		}
 	}
 }

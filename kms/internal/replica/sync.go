@@ -68,6 +68,9 @@ type Sources struct {
 	Of func(Copy) []Token
 	// Wrong is told of a source that turns out to have another key. It may be nil.
 	Wrong func(source string, err error)
+	// Gone reports whether a copy is wanted no more, because its key was destroyed since the
+	// plan was made. Nil: all are wanted.
+	Gone func(Copy) bool
 }
 
 // Apply makes the member hold what plan says: it destroys what is gone, sets labels
