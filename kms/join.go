@@ -50,18 +50,35 @@ func (k *KMS) checkJoin(ctx context.Context, g *keyGroup, m group.Member, last b
 			k.warnOfDifference(g, m, other)
 		}
 	}
-	if err := takesFromSome(m, others); err != nil || last {
+	if err := takesFromSome(m, others); err != nil {
 		return explained(m, err)
 	}
-	if keys, _ := k.ring.count(g.name, ""); keys == 0 && !g.table.swapping(m.Name()) {
-		return nil // a group that is new, on tokens that are new: its first key is the proof
+	keys, _ := k.ring.count(g.name, "")
+	switch fresh := keys == 0 && !g.table.swapping(m.Name()); {
+	case fresh != last:
+		// The members of a new group come all at once: only the last look is sure to
+		// find another one in step.
+		return nil
+	case fresh && provenBySecret(m, others):
+		return nil
 	}
-	release, err := g.Lease(ctx)
-	if err != nil {
-		return err
+	if !last {
+		release, err := g.Lease(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
-	defer release()
 	return explained(m, k.proveClone(ctx, g, m))
+}
+
+// provenBySecret reports whether the first clone could fail for no reason that the domain
+// secret does not show already.
+func provenBySecret(m group.Member, others []group.Member) bool {
+	return !slices.ContainsFunc(others, func(other group.Member) bool {
+		p, _ := pluginproto.CommonProtocol(other.Token().Cloning, m.Token().Cloning)
+		return !p.BySecret
+	})
 }
 
 // explained adds to a refusal for good what the driver warns of: why it offers no protocol

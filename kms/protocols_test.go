@@ -145,6 +145,42 @@ func TestACrashInATransferOfManyKeys(t *testing.T) {
 
 // Where two HSMs find out that they have nothing in common is the protocol's business: it may
 // be the one that gives.
+// HSMs that keep their cloning domain to themselves prove at the start of a new group that
+// they understand each other, not with the first key that somebody needs.
+func TestANewGroupOfHSMsThatHideTheirDomainIsProven(t *testing.T) {
+	for _, other := range []bool{false, true} {
+		t.Run(fmt.Sprintf("another domain: %v", other), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 2)
+				for _, h := range r.hsms {
+					h.hidden = true
+				}
+				if other {
+					r.hsms[1].faults = []memdriver.Fault{{
+						Call: memdriver.CallCloneStep,
+						Err:  &pluginproto.Error{Class: pluginproto.ClassCaller, CKR: 0x80000108, Msg: "no cloning domain in common"},
+					}}
+				}
+				r.mustStart()
+				defer r.stop()
+				<-time.After(time.Minute)
+				failed := 0
+				for i, m := range r.Status().Groups[0].Members {
+					if m.State == api.MemberFailed && strings.Contains(m.Reason, "no cloning domain in common") {
+						failed++
+					}
+					if n := len(r.hsms[i].token.Keys()); n > 0 {
+						t.Errorf("%s is left with %d keys", m.Name, n)
+					}
+				}
+				if other != (failed == 1) {
+					t.Errorf("%d members have failed: %+v", failed, r.Status().Groups[0].Members)
+				}
+			})
+		})
+	}
+}
+
 func TestAMemberThatNobodyGivesKeysToDoesNotFit(t *testing.T) {
 	warns := []pluginproto.Fact{{Name: "cloning", Value: "policy 4 is off", Warning: true}, {Name: "room", Value: "plenty"}}
 	for _, c := range []struct {

@@ -34,6 +34,8 @@ type hsm struct {
 	token *memdriver.Token
 	ownIV int // bytes of the IVs that the token chooses; 0: it takes those it is given
 
+	hidden bool // its domain check value proves nothing
+
 	mu      sync.Mutex // guards what follows
 	pin     string
 	absent  error             // why no driver starts; nil: one does
@@ -48,7 +50,7 @@ func (h *hsm) open(context.Context) (pluginproto.Driver, error) {
 	if h.absent != nil {
 		return nil, h.absent
 	}
-	h.current = memdriver.New(memdriver.Options{Token: h.token, OwnIV: h.ownIV, CloneKeys: cloneKeys})
+	h.current = memdriver.New(memdriver.Options{Token: h.token, OwnIV: h.ownIV, CloneKeys: cloneKeys, HiddenDomain: h.hidden})
 	for _, f := range h.faults {
 		h.current.Script(f)
 	}

@@ -10,6 +10,11 @@ type CloneProtocol struct {
 	Takes bool   // keys can come to it so
 	Alone bool   // the source is done after step 0, and its blob is all that a target needs, so that it can be kept
 	Keys  int    // how many keys one transfer carries, 1 to MaxCloneKeys
+
+	// BySecret says that the domain secret is all that two tokens have to have in common
+	// for it, so that an equal DomainCheck proves that they understand each other. Where
+	// it is false, only a clone does.
+	BySecret bool
 }
 
 // CommonProtocol returns the protocol by which keys go from a source with these protocols
@@ -18,7 +23,7 @@ func CommonProtocol(from, to []CloneProtocol) (CloneProtocol, bool) {
 	for _, p := range from {
 		at := slices.IndexFunc(to, func(q CloneProtocol) bool { return q.Name == p.Name && q.Takes })
 		if p.Gives && at >= 0 {
-			p.Keys = min(p.Keys, to[at].Keys)
+			p.Keys, p.BySecret = min(p.Keys, to[at].Keys), p.BySecret && to[at].BySecret
 			return p, true
 		}
 	}

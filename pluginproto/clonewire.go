@@ -150,7 +150,7 @@ func protocolsOf(m []*driverv1.CloneProtocol) []CloneProtocol {
 	for _, p := range m[:min(len(m), maxProtocols)] {
 		if isProtocol(p.GetName()) {
 			out = append(out, CloneProtocol{
-				Name: p.GetName(), Gives: p.GetGives(), Takes: p.GetTakes(), Alone: p.GetAlone(),
+				Name: p.GetName(), Gives: p.GetGives(), Takes: p.GetTakes(), Alone: p.GetAlone(), BySecret: p.GetBySecret(),
 				Keys: int(min(max(p.GetKeys(), 1), MaxCloneKeys)),
 			})
 		}
@@ -161,7 +161,7 @@ func protocolsOf(m []*driverv1.CloneProtocol) []CloneProtocol {
 func wireProtocols(all []CloneProtocol) []*driverv1.CloneProtocol {
 	out := make([]*driverv1.CloneProtocol, len(all))
 	for i, p := range all {
-		out[i] = &driverv1.CloneProtocol{Name: p.Name, Gives: p.Gives, Takes: p.Takes, Alone: p.Alone, Keys: uint32(max(p.Keys, 1))}
+		out[i] = &driverv1.CloneProtocol{Name: p.Name, Gives: p.Gives, Takes: p.Takes, Alone: p.Alone, BySecret: p.BySecret, Keys: uint32(max(p.Keys, 1))}
 	}
 	return out
 }

@@ -16,6 +16,7 @@ func (d *Driver) protocol() pluginproto.CloneProtocol {
 	}
 	return pluginproto.CloneProtocol{
 		Name: name, Gives: true, Takes: true, Alone: d.opts.OneStepClones, Keys: max(1, d.opts.CloneKeys),
+		BySecret: !d.opts.HiddenDomain,
 	}
 }
 

@@ -29,6 +29,9 @@ type Options struct {
 	// CloneProtocol is what the driver calls its clone protocol. Empty: "memory". Tokens
 	// with different ones cannot exchange keys.
 	CloneProtocol string
+	// HiddenDomain makes an equal domain check value prove nothing, as with an HSM that
+	// keeps its cloning domain to itself.
+	HiddenDomain bool
 	// Facts are what the token has to tell.
 	Facts []pluginproto.Fact
 	// OwnIV makes the token choose the IV of an encryption itself, of so many bytes: 12

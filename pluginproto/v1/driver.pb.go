@@ -492,6 +492,7 @@ type CloneProtocol struct {
 	Takes         bool                   `protobuf:"varint,3,opt,name=takes,proto3" json:"takes,omitempty"`
 	Alone         bool                   `protobuf:"varint,4,opt,name=alone,proto3" json:"alone,omitempty"`
 	Keys          uint32                 `protobuf:"varint,5,opt,name=keys,proto3" json:"keys,omitempty"`
+	BySecret      bool                   `protobuf:"varint,6,opt,name=by_secret,json=bySecret,proto3" json:"by_secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +560,13 @@ func (x *CloneProtocol) GetKeys() uint32 {
 		return x.Keys
 	}
 	return 0
+}
+
+func (x *CloneProtocol) GetBySecret() bool {
+	if x != nil {
+		return x.BySecret
+	}
+	return false
 }
 
 type Fact struct {
@@ -1982,13 +1990,14 @@ const file_driver_proto_rawDesc = "" +
 	"mechanisms\x127\n" +
 	"\acloning\x18\t \x03(\v2\x1d.kmsd.driver.v1.CloneProtocolR\acloning\x12*\n" +
 	"\x05facts\x18\n" +
-	" \x03(\v2\x14.kmsd.driver.v1.FactR\x05facts\"y\n" +
+	" \x03(\v2\x14.kmsd.driver.v1.FactR\x05facts\"\x96\x01\n" +
 	"\rCloneProtocol\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05gives\x18\x02 \x01(\bR\x05gives\x12\x14\n" +
 	"\x05takes\x18\x03 \x01(\bR\x05takes\x12\x14\n" +
 	"\x05alone\x18\x04 \x01(\bR\x05alone\x12\x12\n" +
-	"\x04keys\x18\x05 \x01(\rR\x04keys\"J\n" +
+	"\x04keys\x18\x05 \x01(\rR\x04keys\x12\x1b\n" +
+	"\tby_secret\x18\x06 \x01(\bR\bbySecret\"J\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x18\n" +

@@ -19,7 +19,7 @@ import (
 const wrapProtocol = "aes-kwp"
 
 func wrapCloning() []pluginproto.CloneProtocol {
-	return []pluginproto.CloneProtocol{{Name: wrapProtocol, Gives: true, Takes: true, Alone: true, Keys: 1}}
+	return []pluginproto.CloneProtocol{{Name: wrapProtocol, Gives: true, Takes: true, Alone: true, BySecret: true, Keys: 1}}
 }
 
 // CloneStep implements [pluginproto.Driver]. Keys go by the protocols of the extension
