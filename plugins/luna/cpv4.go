@@ -17,7 +17,8 @@ import (
 //	source  CA_Extract             → target  CA_Insert
 //	        [return value, blob, ...]
 //
-// Both ends close the tunnel. CA_Extract and CA_Insert want blob 2 again.
+// When the objects have arrived both ends close the tunnel. CA_Extract and CA_Insert want
+// blob 2 again.
 type tunnel struct {
 	lib   *vendor.Library
 	at    p11.Place
@@ -44,12 +45,19 @@ func (s *cpv4Source) Step(in []byte, give []pkcs11.ObjectHandle) (out []byte, do
 	case 2:
 		out, err = s.agree(in)
 		return out, false, err
+	case 3:
+		out, err = s.extract(give)
+		return out, false, err // the tunnel stays until the objects have arrived
 	}
+	return nil, false, unreadable()
+}
+
+func (s *cpv4Source) extract(give []pkcs11.ObjectHandle) ([]byte, error) {
 	blobs, err := s.lib.Extract(s.at.Session, s.blob2, s.id, give)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	return packBlobs(blobs), true, nil
+	return packBlobs(blobs), nil
 }
 
 // agree answers the target's hello.
