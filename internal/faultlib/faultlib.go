@@ -24,6 +24,11 @@ import (
 //go:embed testdata/faultlib.c
 var source []byte
 
+// Header is fault.h, which every library that takes faults from a file includes.
+//
+//go:embed testdata/fault.h
+var Header []byte
+
 // Library is one library that misbehaves. Tests give it to a driver as the setting
 // module.
 type Library struct {
@@ -75,6 +80,9 @@ func Build(t testing.TB, names ...string) []*Library {
 	dir := t.TempDir()
 	c := filepath.Join(dir, "faultlib.c")
 	if err := os.WriteFile(c, source, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "fault.h"), Header, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	headers, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()

@@ -5,10 +5,8 @@
 package main
 
 import (
-	"fmt"
 	"os"
 
-	"kmsd/pluginproto"
 	"kmsd/plugins/internal/p11"
 )
 
@@ -18,20 +16,8 @@ var version = "dev"
 func main() { os.Exit(run()) }
 
 func run() int {
-	if len(os.Args) == 2 && os.Args[1] == "--version" {
-		fmt.Printf("kmsd-driver-luna %s\n", version)
-		return 0
-	}
-	handshake := pluginproto.Handshake()
-	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		fmt.Fprintln(os.Stderr, "kmsd-driver-luna is started by kmsd, which reads the PIN and talks to it; "+
-			"partitions are made with lunacm (partition init, role init), not here")
-		return 2
-	}
-	logger := pluginproto.NewLogger(quirks().Driver)
-	return pluginproto.Serve(pluginproto.ServeConfig{
-		Driver: p11.New(quirks(), p11.Options{Version: version, Logger: logger}),
-		Name:   quirks().Driver,
-		Logger: logger,
-	})
+	return p11.Program{
+		Quirks: quirks(), Version: version,
+		Advice: "partitions are made with lunacm (partition init, role init), not here",
+	}.Run()
 }

@@ -7,10 +7,8 @@
 package main
 
 import (
-	"fmt"
 	"os"
 
-	"kmsd/pluginproto"
 	"kmsd/plugins/internal/p11"
 )
 
@@ -20,19 +18,8 @@ var version = "dev"
 func main() { os.Exit(run()) }
 
 func run() int {
-	if code, done := p11.Command(quirks(), version, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); done {
-		return code
-	}
-	handshake := pluginproto.Handshake()
-	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		fmt.Fprintln(os.Stderr, "kmsd-driver-softhsm is started by kmsd, which reads the PIN and talks to it; "+
-			"to make a token, give a JSON request to: kmsd-driver-softhsm init-token")
-		return 2
-	}
-	logger := pluginproto.NewLogger(quirks().Driver)
-	return pluginproto.Serve(pluginproto.ServeConfig{
-		Driver: p11.New(quirks(), p11.Options{Version: version, Logger: logger}),
-		Name:   quirks().Driver,
-		Logger: logger,
-	})
+	return p11.Program{
+		Quirks: quirks(), Version: version, InitToken: true,
+		Advice: "to make a token, give a JSON request to: kmsd-driver-softhsm init-token",
+	}.Run()
 }

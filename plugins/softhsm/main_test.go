@@ -1,67 +1,26 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/go-plugin"
 
 	"kmsd/internal/drivertest"
 	"kmsd/internal/softhsmtest"
 	"kmsd/pluginproto"
 )
 
-// The test binary is the driver when it is started with this variable.
-const asDriver = "KMSD_TEST_AS_DRIVER"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(asDriver) != "" {
-		os.Exit(run())
-	}
-	os.Exit(m.Run())
-}
-
-// program is this test binary as the driver, with a clean environment.
-func program(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	// The race detector lets a process linger for a second when it ends.
-	cmd.Env = []string{asDriver + "=1", "GORACE=atexit_sleep_ms=0"}
-	return cmd
-}
+func TestMain(m *testing.M) { drivertest.Main(m, run) }
 
 // process starts a driver process that ends with the test.
 func process(t *testing.T) pluginproto.Driver {
 	t.Helper()
-	p := plugin.NewClient(&plugin.ClientConfig{
-		HandshakeConfig:  pluginproto.Handshake(),
-		Plugins:          plugin.PluginSet{pluginproto.PluginName: pluginproto.NewPlugin(pluginproto.ClientOptions{})},
-		Cmd:              program(context.Background()),
-		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		AutoMTLS:         true,
-		SkipHostEnv:      true,
-		Logger:           hclog.NewNullLogger(),
-	})
-	t.Cleanup(p.Kill)
-	rpc, err := p.Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := rpc.Dispense(pluginproto.PluginName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d.(pluginproto.Driver)
+	return drivertest.Process(t, nil)
 }
 
 // The whole contract, across the process wall, one token and one store a process.
@@ -135,7 +94,7 @@ func TestInitToken(t *testing.T) {
 		})
 	}
 	t.Run("no JSON", func(t *testing.T) {
-		_, errs, code := runDriver(t, []byte(`{"pin": 1234-user`), "init-token")
+		_, errs, code := drivertest.Command(t, []byte(`{"pin": 1234-user`), "init-token")
 		if code != 1 || !strings.Contains(errs, "not one JSON object") || strings.Contains(errs, "1234") {
 			t.Errorf("code %d: %s", code, errs)
 		}
@@ -148,19 +107,7 @@ func initToken(t *testing.T, request map[string]string) (out, errs string, code 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return runDriver(t, raw, "init-token")
-}
-
-func runDriver(t *testing.T, in []byte, args ...string) (out, errs string, code int) {
-	t.Helper()
-	cmd := program(t.Context(), args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &stdout, &stderr
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+	return drivertest.Command(t, raw, "init-token")
 }
 
 // SoftHSM writes the file of a token at each login, a failed one too, and reads those
@@ -195,12 +142,12 @@ func TestDriversOpenTokensOfOneDirectoryAtTheSameTime(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
-	out, _, code := runDriver(t, nil, "--version")
+	out, _, code := drivertest.Command(t, nil, "--version")
 	if code != 0 || out != "kmsd-driver-softhsm dev\n" {
 		t.Errorf("--version: code %d, %q", code, out)
 	}
 	for _, args := range [][]string{nil, {"--help"}, {"init-token", "--pin", "1234"}} {
-		out, errs, code := runDriver(t, nil, args...)
+		out, errs, code := drivertest.Command(t, nil, args...)
 		if code != 2 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "started by kmsd") {
 			t.Errorf("%v: code %d, %q, %q", args, code, out, errs)
 		}

@@ -14,24 +14,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
+#include "fault.h"
 #include "pkcs11go.h"
 
+/* ANSWER: arg is the return value; SLEEP, OCCUPY: milliseconds; HANG: 1 while it lasts */
 enum { CLOSE = 1, LOGOUT, ANSWER, HANG, SLEEP, EMPTY, OCCUPY };
 
 #define FAULTS 16
-#define FOREVER UINT32_MAX
-
-/* faultlib.go writes the same fields, each in this machine's byte order. */
-struct fault {
-	uint32_t left;     /* times that it will yet happen; 0: the slot is free */
-	uint32_t after;    /* calls that it lets pass before that */
-	uint32_t what;
-	uint32_t arg;      /* ANSWER: the return value; SLEEP, OCCUPY: milliseconds; HANG: 1 while it lasts */
-	uint32_t fired;    /* times that it has happened */
-	char function[44]; /* "*": any that takes a session */
-};
 
 static CK_FUNCTION_LIST_PTR real;
 static CK_FUNCTION_LIST list;
@@ -45,40 +35,9 @@ static CK_SLOT_ID slot; /* of the last session that was opened */
  */
 static pthread_rwlock_t inside;
 
-static int taken(struct fault *f, uint32_t what, const char *function, int session)
-{
-	uint32_t n = __atomic_load_n(&f->left, __ATOMIC_ACQUIRE);
-	if (n == 0 || f->what != what)
-		return 0;
-	if (strcmp(f->function, function) != 0 && (!session || strcmp(f->function, "*") != 0))
-		return 0;
-	uint32_t after = __atomic_load_n(&f->after, __ATOMIC_ACQUIRE);
-	while (after != 0)
-		if (__atomic_compare_exchange_n(&f->after, &after, after - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-			return 0;
-	while (n != 0) {
-		uint32_t next = n == FOREVER ? FOREVER : n - 1;
-		if (__atomic_compare_exchange_n(&f->left, &n, next, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-			__atomic_add_fetch(&f->fired, 1, __ATOMIC_ACQ_REL);
-			return 1;
-		}
-	}
-	return 0;
-}
-
 static struct fault *take(uint32_t what, const char *function, int session)
 {
-	for (int i = 0; i < FAULTS; i++)
-		if (taken(&faults[i], what, function, session))
-			return &faults[i];
-	return NULL;
-}
-
-static void nap(uint32_t ms)
-{
-	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
-	while (nanosleep(&t, &t) != 0)
-		;
+	return fault_take(faults, FAULTS, what, function, session);
 }
 
 /* Does what is to be done before a call. An answer other than CKR_OK is the call's. */

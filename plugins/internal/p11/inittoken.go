@@ -14,23 +14,6 @@ import (
 	"kmsd/pluginproto"
 )
 
-// Command runs what a person or a script may ask of a driver's program: --version
-// and init-token. done is false when the arguments ask for neither.
-func Command(q Quirks, version string, args []string, in io.Reader, out, errs io.Writer) (code int, done bool) {
-	switch {
-	case len(args) == 1 && args[0] == "--version":
-		fmt.Fprintf(out, "kmsd-driver-%s %s\n", q.Driver, version)
-		return 0, true
-	case len(args) == 1 && args[0] == "init-token":
-		if err := q.InitToken(in, out); err != nil {
-			fmt.Fprintf(errs, "init-token: %v\n", err)
-			return 1, true
-		}
-		return 0, true
-	}
-	return 0, false
-}
-
 // maxInitRequest is the longest request for a token, in bytes.
 const maxInitRequest = 16 << 10
 

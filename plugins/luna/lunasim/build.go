@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"kmsd/internal/faultlib"
 )
 
 //go:embed src
@@ -51,6 +53,9 @@ func compile(t testing.TB, without []string) built {
 	}
 	defer os.RemoveAll(dir) // what is left behind there harms nobody
 	files := unpack(t, dir)
+	if err := os.WriteFile(filepath.Join(dir, "fault.h"), faultlib.Header, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	headers, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
 	if err != nil {
 		t.Fatalf("looking for the PKCS#11 headers: %v", err)

@@ -1,44 +1,11 @@
 /* What a test does to the HSM: faults of calls, and what befalls all of it. */
 #include "sim.h"
 
-#include <time.h>
-
 static uint32_t power; /* the power cycles that this process has seen */
-
-static int taken(struct fault *f, uint32_t what, const char *function, int session)
-{
-	uint32_t n = __atomic_load_n(&f->left, __ATOMIC_ACQUIRE);
-	if (n == 0 || f->what != what)
-		return 0;
-	if (strcmp(f->function, function) != 0 && (!session || strcmp(f->function, "*") != 0))
-		return 0;
-	uint32_t after = __atomic_load_n(&f->after, __ATOMIC_ACQUIRE);
-	while (after != 0)
-		if (__atomic_compare_exchange_n(&f->after, &after, after - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-			return 0;
-	while (n != 0) {
-		uint32_t next = n == FOREVER ? FOREVER : n - 1;
-		if (__atomic_compare_exchange_n(&f->left, &n, next, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-			__atomic_add_fetch(&f->fired, 1, __ATOMIC_ACQ_REL);
-			return 1;
-		}
-	}
-	return 0;
-}
 
 static struct fault *take(uint32_t what, const char *function, S h)
 {
-	for (int i = 0; i < FAULTS; i++)
-		if (taken(&state->faults[i], what, function, h != 0))
-			return &state->faults[i];
-	return NULL;
-}
-
-static void nap(uint32_t ms)
-{
-	struct timespec t = { ms / 1000, ms % 1000 * 1000000L };
-	while (nanosleep(&t, &t) != 0)
-		;
+	return fault_take(state->faults, FAULTS, what, function, h != 0);
 }
 
 /* Whether anybody is let in: a partition that needs a PED has to be activated, which policy 22 allows (row 27). */

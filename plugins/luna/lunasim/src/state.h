@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+#include "fault.h"
+
 #define STATE_MAGIC 0x314d5353u
 
 #define POLICIES 64
@@ -15,18 +17,9 @@
 #define MAX_DOMAINS 3        /* row 24 */
 
 #define FAULTS 32
-#define FOREVER UINT32_MAX
 
+/* ANSWER, LOSE: arg is the return value; SLEEP: milliseconds; HANG: 1 while it lasts */
 enum { CLOSE = 1, LOGOUT, ANSWER, HANG, SLEEP, LOSE };
-
-struct fault {
-	uint32_t left;     /* times that it will yet happen; 0: the slot is free */
-	uint32_t after;    /* calls that it lets pass before that */
-	uint32_t what;
-	uint32_t arg;      /* ANSWER, LOSE: the return value; SLEEP: milliseconds; HANG: 1 while it lasts */
-	uint32_t fired;    /* times that it has happened */
-	char function[44]; /* "*": any that takes a session */
-};
 
 /* Switches, in the order of lunasim.go. */
 enum {
