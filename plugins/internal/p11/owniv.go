@@ -110,6 +110,9 @@ func (c *conn) learnIVs(h pkcs11.SessionHandle, key pkcs11.ObjectHandle) (ivUse,
 			return use, nil
 		}
 		if class := pluginproto.ClassOf(err); class != pluginproto.ClassCaller && class != pluginproto.ClassUnknown {
+			if refusal != nil && isUnfit(err) {
+				break // what was refused has left the session unfit
+			}
 			return ivUse{}, err // it says nothing about IVs
 		}
 		refusal = cmp.Or(refusal, err)

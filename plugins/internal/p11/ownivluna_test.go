@@ -70,6 +70,18 @@ func TestLunaThatChoosesItsIVs(t *testing.T) {
 	}
 }
 
+// What the HSM said first is what the operator has to know, not what came of it.
+func TestTheFirstRefusalOfATrialIsTold(t *testing.T) {
+	p := lunasim.New(t, lunasim.Options{})
+	p.Arm(lunasim.Fault{What: lunasim.Answer, Function: "C_Encrypt", Arg: 0x80009999, Times: lunasim.Forever})
+	d := p11.New(lunaQuirks(), p11.Options{})
+	defer d.Close()
+	_, err := d.Open(t.Context(), pluginproto.OpenRequest{Settings: p.Settings(), PIN: []byte(p.PIN), Domain: make([]byte, 32)})
+	if pluginproto.CKROf(err) != 0x80009999 || pluginproto.ClassOf(err) != pluginproto.ClassMember {
+		t.Errorf("opening: %v", err)
+	}
+}
+
 // Somebody who may make no key has no probe key to find it out with.
 func TestIVsOfALunaForTheCryptoUser(t *testing.T) {
 	for _, c := range []struct {
