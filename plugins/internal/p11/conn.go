@@ -21,6 +21,7 @@ type conn struct {
 	place place
 	codes Codes
 	user  uint      // the CKU that is logged in
+	role  string    // what the settings call that user; "" where they do not say
 	ext   Extension // nil where the library has nothing beside PKCS#11
 	info  pluginproto.TokenInfo
 
@@ -68,7 +69,7 @@ func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{lib: lib, codes: q.Codes, user: s.user, keys: map[pluginproto.KeyID]*cachedKey{}, transfers: map[transferID]*transfer{}}
+	c := &conn{lib: lib, codes: q.Codes, user: s.user, role: s.role, keys: map[pluginproto.KeyID]*cachedKey{}, transfers: map[transferID]*transfer{}}
 	c.index.forget()
 	defer func() {
 		if err != nil {
@@ -154,8 +155,22 @@ func (c *conn) describe(q Quirks, s settings) (err error) {
 	if c.info.Cloning, err = s.allowed(c.info.Cloning); err != nil {
 		return err
 	}
-	c.info.Facts = append(c.info.Facts, c.ivFacts()...)
+	c.info.Facts = append(c.info.Facts, c.facts()...)
 	return nil
+}
+
+// facts are what the connection itself has to tell an operator.
+func (c *conn) facts() (facts []pluginproto.Fact) {
+	if c.user != pkcs11.CKU_USER {
+		facts = append(facts, pluginproto.Fact{
+			Name: settingUser, Warning: true,
+			Value: c.role + ": the member uses the keys that it has; none can be made on it, cloned or destroyed",
+		})
+	}
+	if known := c.ivs.Load(); known != nil {
+		facts = append(facts, pluginproto.Fact{Name: "GCM IV", Value: known.String()})
+	}
+	return facts
 }
 
 // at is where an extension's call in a session goes.

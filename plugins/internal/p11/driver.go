@@ -131,7 +131,7 @@ func (d *Driver) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
 	return call(ctx, d, d.rare, func(s *session) (facts []pluginproto.Fact, err error) {
 		err = s.read(func() error {
 			facts, err = s.c.ext.Facts(s.c.at(s.h))
-			facts = append(facts, s.c.ivFacts()...)
+			facts = append(facts, s.c.facts()...)
 			return s.fail("asking the token how it is", err)
 		})
 		return facts, err

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -143,7 +144,10 @@ func TestAUserWhoMayMakeNoKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.settings["user"] = "clerk"
-	d, _ = b.opened(t, userQuirks())
+	d, info := b.opened(t, userQuirks())
+	if !slices.ContainsFunc(info.Facts, func(f pluginproto.Fact) bool { return f.Warning && strings.HasPrefix(f.Value, "clerk: ") }) {
+		t.Errorf("nobody is told that it is a clerk's: %v", info.Facts)
+	}
 	for range 2 {
 		if _, err := d.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpProbe}); err != nil {
 			t.Errorf("probing: %v", err)

@@ -62,15 +62,6 @@ func recognise(given, out, param []byte, n int) (u ivUse, ok bool) {
 	return ivUse{}, false
 }
 
-// ivFacts tells an operator who makes the IVs of AES-GCM, once that is known.
-func (c *conn) ivFacts() []pluginproto.Fact {
-	known := c.ivs.Load()
-	if known == nil {
-		return nil
-	}
-	return []pluginproto.Fact{{Name: "GCM IV", Value: known.String()}}
-}
-
 // String says in status and in messages where the IV comes from.
 func (u ivUse) String() string {
 	switch {

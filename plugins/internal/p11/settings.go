@@ -32,6 +32,7 @@ type settings struct {
 	label  string            // CKA_LABEL of the token; "" when chosen by serial alone
 	serial string            // serial number of the token; "" when chosen by label alone
 	user   uint              // the CKU to log in as
+	role   string            // what the settings call it; "" where they do not say
 	env    map[string]string // environment variable → value, for the library
 	lock   string            // path of the file that keeps drivers apart while they log in; "" for none
 
@@ -68,6 +69,7 @@ func (q Quirks) readSettings(in map[string]string) (settings, error) {
 			s.serial = value
 		case name == settingUser && q.Users != nil:
 			var err error
+			s.role = value
 			s.user, err = q.findUser(value)
 			faults = append(faults, err)
 		case name == settingCloning && q.Extend != nil:
