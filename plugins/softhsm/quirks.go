@@ -39,6 +39,7 @@ func quirks() p11.Quirks {
 		// Private operations are long and run side by side.
 		SlowWorkers: 2,
 
+		CallersIV: true,
 		// C_Decrypt answers the same to a wrong tag as to a broken token.
 		GCMTagFault: pluginproto.CKRGeneralError,
 		// CKM_RSA_PKCS_OAEP takes SHA-1 only; C_DecryptInit answers SHA-256 with

@@ -106,8 +106,12 @@ func (q Quirks) dial(s settings, sec *secrets) (_ *conn, err error) {
 	if err := c.makeSessionKeys(sec.domain); err != nil {
 		return nil, err
 	}
-	if c.probeKey != 0 {
-		if _, err := c.ivUse(c.keeper, c.probeKey); err != nil {
+	switch {
+	case q.CallersIV:
+		c.ivs.Store(&ivUse{given: pluginproto.GCMIVSize})
+	case c.probeKey != 0:
+		// A token that is short of something now is asked again by the first command.
+		if _, err := c.ivUse(c.keeper, c.probeKey); err != nil && pluginproto.ClassOf(err) != pluginproto.ClassBusy {
 			return nil, err
 		}
 	}

@@ -70,6 +70,10 @@ type Quirks struct {
 	// waiting then either.
 	OnToken bool
 
+	// CallersIV says that an AES-GCM encryption always uses the IV that it is given. Where
+	// that is not known, each connection begins with an encryption that shows it.
+	CallersIV bool
+
 	// RawOAEP makes OAEP padding be removed here after a raw RSA decryption, for
 	// a library that supports OAEP with SHA-1 only.
 	RawOAEP bool
