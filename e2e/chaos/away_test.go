@@ -162,7 +162,9 @@ func TestAKmsdThatStoodStillDropsNoMember(t *testing.T) {
 	requests := history.Requests()
 	for i := range requests {
 		r := &requests[i]
-		if r.Code == api.CodeDeadline && r.Start.Before(resumed) && r.End.After(stopped) {
+		// Whoever was about to try again hears why the last attempt was in vain.
+		inVain := r.Code == api.CodeUnavailable && r.End.Sub(r.Start) >= deadline
+		if (r.Code == api.CodeDeadline || inVain) && r.Start.Before(resumed) && r.End.After(stopped) {
 			expired++
 			r.Hurried = true // it had to fail, but not late
 		}
