@@ -201,7 +201,7 @@ func TestMembersThatComeAtOnceAreComparedToo(t *testing.T) {
 		}
 		r.mustStart()
 		defer r.stop()
-		time.Sleep(3 * time.Second)
+		<-time.After(3 * time.Second)
 		states := map[api.MemberState]int{}
 		for _, m := range r.Status().Groups[0].Members {
 			states[m.State]++
