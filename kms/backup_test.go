@@ -109,50 +109,52 @@ func small(r *rig) map[string][][]byte {
 }
 
 func TestBackupRestoresToEmptyTokens(t *testing.T) {
-	old := exporting(newRig(t, 3)).mustStart()
-	wrapped := small(old)
-	mac, err := old.MAC(t.Context(), "mac", kms.MACRequest{Message: []byte("message")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 3)).mustStart()
+		wrapped := small(old)
+		mac, err := old.MAC(t.Context(), "mac", kms.MACRequest{Message: []byte("message")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		old.stop()
 
-	next := exporting(newRig(t, 3))
-	next.group.Members[2].Standby = true
-	report := next.restored(fileOf(file, id))
-	defer next.stop()
-	if report.Versions != 7 || report.Keys != 7 || len(report.Members) != 3 {
-		t.Errorf("report %+v", report)
-	}
-	for _, m := range report.Members {
-		if m.Keys != 7 || m.Error != "" {
-			t.Errorf("member %+v", m)
+		next := exporting(newRig(t, 3))
+		next.group.Members[2].Standby = true
+		report := next.restored(fileOf(file, id))
+		defer next.stop()
+		if report.Versions != 7 || report.Keys != 7 || len(report.Members) != 3 {
+			t.Errorf("report %+v", report)
 		}
-	}
-	next.wantStates(api.MemberActive, api.MemberActive, api.MemberStandby)
-	next.wantConsistent()
-	for _, name := range []string{"rotated", "shop"} {
-		for _, w := range wrapped[name] {
-			next.wantUnwrap(name, w)
+		for _, m := range report.Members {
+			if m.Keys != 7 || m.Error != "" {
+				t.Errorf("member %+v", m)
+			}
 		}
-		next.wantVerified(name)
-	}
-	for _, name := range []string{"disabled", "scheduled", "destroyed"} {
-		if _, err := next.Unwrap(t.Context(), name, wrapped[name][0], []byte("aad")); !errors.Is(err, kms.ErrState) {
-			t.Errorf("%s: %v, want ErrState", name, err)
+		next.wantStates(api.MemberActive, api.MemberActive, api.MemberStandby)
+		next.wantConsistent()
+		for _, name := range []string{"rotated", "shop"} {
+			for _, w := range wrapped[name] {
+				next.wantUnwrap(name, w)
+			}
+			next.wantVerified(name)
 		}
-	}
-	if _, err := next.Enable(t.Context(), "disabled"); err != nil {
-		t.Fatal(err)
-	}
-	next.wantUnwrap("disabled", wrapped["disabled"][0])
-	if got, err := next.MAC(t.Context(), "mac", kms.MACRequest{Message: []byte("message")}); err != nil || !bytes.Equal(got.MAC, mac.MAC) {
-		t.Errorf("another MAC: %v", err)
-	}
-	next.create("new")
-	next.wantConsistent()
+		for _, name := range []string{"disabled", "scheduled", "destroyed"} {
+			if _, err := next.Unwrap(t.Context(), name, wrapped[name][0], []byte("aad")); !errors.Is(err, kms.ErrState) {
+				t.Errorf("%s: %v, want ErrState", name, err)
+			}
+		}
+		if _, err := next.Enable(t.Context(), "disabled"); err != nil {
+			t.Fatal(err)
+		}
+		next.wantUnwrap("disabled", wrapped["disabled"][0])
+		if got, err := next.MAC(t.Context(), "mac", kms.MACRequest{Message: []byte("message")}); err != nil || !bytes.Equal(got.MAC, mac.MAC) {
+			t.Errorf("another MAC: %v", err)
+		}
+		next.create("new")
+		next.wantConsistent()
+	})
 }
 
 func TestRestoreIsRefusedBeforeItChangesAnything(t *testing.T) {
@@ -202,81 +204,87 @@ func TestRestoreIsRefusedBeforeItChangesAnything(t *testing.T) {
 }
 
 func TestRestoreIsRunAgain(t *testing.T) {
-	old := exporting(newRig(t, 2)).mustStart()
-	wrapped := small(old)
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 2)).mustStart()
+		wrapped := small(old)
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		old.stop()
 
-	next := exporting(newRig(t, 2))
-	lost := &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "cloning"}
-	next.hsms[1].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 1}, {Call: memdriver.CallCloneStep, Times: 2}, {Call: memdriver.CallCloneStep, Err: lost}}
-	_, err := next.restore(fileOf(file, id))
-	if !errors.Is(err, kms.ErrInsufficientCopies) || !strings.Contains(err.Error(), "hsm-b") {
-		t.Fatalf("error %v", err)
-	}
-	if len(next.hsms[0].token.Keys()) != 7 {
-		t.Errorf("hsm-a has %d keys", len(next.hsms[0].token.Keys()))
-	}
-	next.hsms[1].faults = nil
-	next.disk = catalogtest.NewMemory()
-	next.restored(fileOf(file, id))
-	defer next.stop()
-	next.wantConsistent()
-	next.wantUnwrap("shop", wrapped["shop"][0])
+		next := exporting(newRig(t, 2))
+		lost := &pluginproto.Error{Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "cloning"}
+		next.hsms[1].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 1}, {Call: memdriver.CallCloneStep, Times: 2}, {Call: memdriver.CallCloneStep, Err: lost}}
+		_, err := next.restore(fileOf(file, id))
+		if !errors.Is(err, kms.ErrInsufficientCopies) || !strings.Contains(err.Error(), "hsm-b") {
+			t.Fatalf("error %v", err)
+		}
+		if len(next.hsms[0].token.Keys()) != 7 {
+			t.Errorf("hsm-a has %d keys", len(next.hsms[0].token.Keys()))
+		}
+		next.hsms[1].faults = nil
+		next.disk = catalogtest.NewMemory()
+		next.restored(fileOf(file, id))
+		defer next.stop()
+		next.wantConsistent()
+		next.wantUnwrap("shop", wrapped["shop"][0])
+	})
 }
 
 func TestRestoreDoesWithoutAMemberThatFails(t *testing.T) {
-	old := exporting(newRig(t, 3)).mustStart()
-	wrapped := small(old)
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 3)).mustStart()
+		wrapped := small(old)
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		old.stop()
 
-	next := exporting(newRig(t, 3))
-	full := pluginproto.Errorf(pluginproto.ClassCaller, "cloning", "the token is full")
-	next.hsms[0].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 3}, {Call: memdriver.CallCloneStep, Err: full}}
-	report, err := next.restore(fileOf(file, id))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m := report.Members[0]; m.Keys != 2 || !strings.Contains(m.Error, "full") {
-		t.Errorf("member %+v", m)
-	}
-	next.hsms[0].faults = nil
-	next.mustStart()
-	defer next.stop()
-	next.wantConsistent() // it is brought in step as any other
-	next.wantUnwrap("shop", wrapped["shop"][0])
+		next := exporting(newRig(t, 3))
+		full := pluginproto.Errorf(pluginproto.ClassCaller, "cloning", "the token is full")
+		next.hsms[0].faults = []memdriver.Fault{{Call: memdriver.CallCloneStep, Times: 3}, {Call: memdriver.CallCloneStep, Err: full}}
+		report, err := next.restore(fileOf(file, id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := report.Members[0]; m.Keys != 2 || !strings.Contains(m.Error, "full") {
+			t.Errorf("member %+v", m)
+		}
+		next.hsms[0].faults = nil
+		next.mustStart()
+		defer next.stop()
+		next.wantConsistent() // it is brought in step as any other
+		next.wantUnwrap("shop", wrapped["shop"][0])
+	})
 }
 
 func TestRestoreDoesWithoutAMemberThatIsLost(t *testing.T) {
-	old := exporting(newRig(t, 3)).mustStart()
-	wrapped := small(old)
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 3)).mustStart()
+		wrapped := small(old)
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		old.stop()
 
-	next := exporting(newRig(t, 3))
-	calls := 0
-	next.hsms[1].step = func(h *hsm) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if calls++; calls == 9 { // the proof and three keys are two calls each
-			h.current.Crash()
+		next := exporting(newRig(t, 3))
+		calls := 0
+		next.hsms[1].step = func(h *hsm) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if calls++; calls == 9 { // the proof and three keys are two calls each
+				h.current.Crash()
+			}
 		}
-	}
-	report, err := next.restore(fileOf(file, id))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m := report.Members[1]; m.Keys == 7 || !strings.Contains(m.Error, "hsm-b") {
-		t.Errorf("member %+v", m)
-	}
-	next.mustStart()
-	defer next.stop()
-	next.wantConsistent()
-	next.wantUnwrap("shop", wrapped["shop"][0])
+		report, err := next.restore(fileOf(file, id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := report.Members[1]; m.Keys == 7 || !strings.Contains(m.Error, "hsm-b") {
+			t.Errorf("member %+v", m)
+		}
+		next.mustStart()
+		defer next.stop()
+		next.wantConsistent()
+		next.wantUnwrap("shop", wrapped["shop"][0])
+	})
 }
 
 func TestAKeyInTheWayIsNotOverwritten(t *testing.T) {

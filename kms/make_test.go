@@ -211,22 +211,24 @@ func TestCatalogFailsOnce(t *testing.T) {
 }
 
 func TestKeysOfAllTypesAreMade(t *testing.T) {
-	r := newRig(t, 2).mustStart()
-	defer r.stop()
-	for _, typ := range pluginproto.KeyTypes() {
-		if typ == pluginproto.RSA3072 || typ == pluginproto.RSA4096 {
-			continue // made like rsa-2048, but for seconds
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		for _, typ := range pluginproto.KeyTypes() {
+			if typ == pluginproto.RSA3072 || typ == pluginproto.RSA4096 {
+				continue // made like rsa-2048, but for seconds
+			}
+			name := "k-" + string(typ)
+			key, err := r.CreateMasterKey(t.Context(), name, kms.KeyOptions{Type: string(typ)})
+			if err != nil {
+				t.Fatalf("%s: %v", typ, err)
+			}
+			if pair := !typ.Symmetric(); pair != (key.Versions[0].PublicKey != nil) {
+				t.Errorf("%s: public key %x", typ, key.Versions[0].PublicKey)
+			}
+			r.wantVerified(name)
 		}
-		name := "k-" + string(typ)
-		key, err := r.CreateMasterKey(t.Context(), name, kms.KeyOptions{Type: string(typ)})
-		if err != nil {
-			t.Fatalf("%s: %v", typ, err)
-		}
-		if pair := !typ.Symmetric(); pair != (key.Versions[0].PublicKey != nil) {
-			t.Errorf("%s: public key %x", typ, key.Versions[0].PublicKey)
-		}
-		r.wantVerified(name)
-	}
+	})
 }
 
 func TestWrongOptions(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -269,13 +270,16 @@ func (r *rig) wantStates(states ...api.MemberState) {
 	})
 }
 
-// eventually waits up to five minutes of the bubble's time for a condition.
+// eventually waits up to five minutes of the bubble's time for a condition that
+// holds when all that happens at one moment has happened: a member that is down
+// may be tried again at that very moment.
 func (r *rig) eventually(condition func() error) {
 	r.t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	var err error
 	for range 6000 {
+		synctest.Wait()
 		if err = condition(); err == nil {
 			return
 		}
