@@ -291,6 +291,40 @@ func TestAMemberOfTheFileThatIsAwayIsRecovered(t *testing.T) {
 	})
 }
 
+// What the others could not do without when the file was read is done when it is read again.
+func TestARoleThatTheFileCouldNotChangeIsChangedByTheNextReading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReserve(t, 2)
+		r.mustStart()
+		defer func() { r.stop() }()
+		r.hsms[1].leave()
+		r.wantMembers("hsm-a hsm-b:down")
+		g := r.group
+		g.Members = slices.Clone(r.group.Members)
+		g.Members[0].Standby = true
+		reload := func() []string {
+			t.Helper()
+			left, err := r.Reconfigure(t.Context(), []kms.GroupConfig{g})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return left
+		}
+		for range 2 { // it is said as often as it is asked for
+			if left := reload(); len(left) != 1 || !strings.Contains(left[0], "member hsm-a of group default") {
+				t.Errorf("making a standby of the last active member: left is %q", left)
+			}
+		}
+		r.wantMembers("hsm-a hsm-b:down")
+		r.hsms[1].come()
+		r.wantMembers("hsm-a hsm-b")
+		if left := reload(); len(left) > 0 {
+			t.Errorf("left is %q", left)
+		}
+		r.wantMembers("hsm-a:standby hsm-b")
+	})
+}
+
 func TestRemovalsThatAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReserve(t, 3)

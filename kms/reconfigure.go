@@ -191,18 +191,18 @@ func (k *KMS) enrol(ctx context.Context, g *keyGroup, s seat) error {
 // reenter gives a member its new entry. One that is connected otherwise than before
 // is connected anew.
 func (k *KMS) reenter(ctx context.Context, g *keyGroup, old, next seat) error {
-	g.table.put(next)
 	if connectsOtherwise(old, next) {
+		g.table.put(next)
 		if err := g.Replace(ctx, k.memberConfig(g, next)); err != nil {
 			return fmt.Errorf("it did not come back with its new entry: %w", err)
 		}
 		return nil
 	}
-	if old.config.Standby != next.config.Standby {
-		if err := g.SetStandby(next.name, next.config.Standby, false); err != nil {
-			return err
-		}
+	// Before the seat says so: what is refused now is asked for again by the next reading.
+	if err := g.SetStandby(next.name, next.config.Standby, false); err != nil {
+		return fmt.Errorf("its role stays what it is, reload when another one serves: %w", err)
 	}
+	g.table.put(next)
 	if old.drained && !next.drained {
 		return g.Resume(ctx, next.name)
 	}
