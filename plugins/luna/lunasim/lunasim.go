@@ -52,10 +52,15 @@ type Options struct {
 	// (wrapped) or "sim" (masked).
 	Kind string
 
-	Policies    map[int]int       // partition policies that differ from what Kind and Firmware bring
-	HSMPolicies map[int]int       // policies of the HSM that differ from "everything is allowed"
-	Switches    map[string]string // as for [Partition.Set]
-	Without     []string          // vendor functions that the library does not have
+	Policies    map[int]int // partition policies that differ from what Kind and Firmware bring
+	HSMPolicies map[int]int // policies of the HSM that differ from "everything is allowed"
+
+	// Capabilities that differ from "it can be switched on": of the partition, of the HSM. A
+	// policy whose capability is 0 cannot be on.
+	Capabilities, HSMCapabilities map[int]int
+
+	Switches map[string]string // as for [Partition.Set]
+	Without  []string          // vendor functions that the library does not have
 }
 
 // check fails the test for options that no partition has.

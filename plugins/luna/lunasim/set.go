@@ -12,7 +12,9 @@ import (
 //	domain              "red", "red,blue" (the primary first), "none"
 //	label, ha_label     of the token, of the virtual slot's
 //	pin, cu_pin         of the Crypto Officer, of the Crypto User; "" is a role without one
-//	policy.42, hsm.12   a policy of the partition, of the HSM: "0", "1" or "unknown"
+//	policy.42, hsm.12   a policy of the partition, of the HSM: "0", "unknown", or, where its
+//	                    capability is on, "1"
+//	policies_kept       yes | no: a process is told the policies as they were when it began
 //
 //	activated           yes | no: nobody is let in, and who is in is put out
 //	deactivated_code    what C_Login then answers: 0x80000020, 0x101
@@ -64,9 +66,9 @@ func (p *Partition) Set(name, value string) {
 	case "cu_pin":
 		p.setText(pinsAt+68, 68, value)
 	case "policy":
-		p.setPolicy(tokenPolicyAt, id, value)
+		p.setPolicy(tokenPolicyAt, capabilityAt, id, value)
 	case "hsm":
-		p.setPolicy(hsmPolicyAt, id, value)
+		p.setPolicy(hsmPolicyAt, hsmCapableAt, id, value)
 	default:
 		p.setSwitch(name, value)
 	}
@@ -89,7 +91,7 @@ func (p *Partition) setSwitch(name, value string) {
 	p.write(at, v)
 }
 
-func (p *Partition) setPolicy(set int64, id, value string) {
+func (p *Partition) setPolicy(set, capabilities int64, id, value string) {
 	p.t.Helper()
 	n, err := strconv.Atoi(id)
 	if err != nil || n < 0 || n >= policies {
@@ -100,6 +102,9 @@ func (p *Partition) setPolicy(set int64, id, value string) {
 		if v, err = strconv.ParseUint(value, 10, 32); err != nil {
 			p.t.Fatalf("policy %s has no value %q", id, value)
 		}
+	}
+	if v != 0 && v != noPolicy && p.read(capabilities+4*int64(n)) == 0 {
+		p.t.Fatalf("policy %s cannot be on: its capability is off", id)
 	}
 	p.write(set+4*int64(n), uint32(v))
 }

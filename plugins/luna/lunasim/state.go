@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,12 +20,15 @@ type state struct {
 	Switches    [len(switches)]uint32
 	Policies    [policies]uint32
 	HSMPolicies [policies]uint32
-	Domains     [maxDomains][36]byte
-	Label       [36]byte
-	Serial      [20]byte
-	HALabel     [36]byte
-	PINs        [2][68]byte
-	Faults      [faults]fault
+
+	Capabilities, HSMCapabilities [policies]uint32
+
+	Domains [maxDomains][36]byte
+	Label   [36]byte
+	Serial  [20]byte
+	HALabel [36]byte
+	PINs    [2][68]byte
+	Faults  [faults]fault
 }
 
 type fault struct {
@@ -39,8 +43,10 @@ const (
 	faults     = 32
 	noPolicy   = 1<<32 - 1 // the firmware does not know it
 
-	allowCPv1      = 42
+	activation     = 22
 	autoActivation = 23
+	allowCPv1      = 42
+	allowNonFIPS   = 43
 )
 
 // Where fields are, in bytes.
@@ -50,6 +56,8 @@ const (
 	switchesAt    = int64(unsafe.Offsetof(state{}.Switches))
 	tokenPolicyAt = int64(unsafe.Offsetof(state{}.Policies))
 	hsmPolicyAt   = int64(unsafe.Offsetof(state{}.HSMPolicies))
+	capabilityAt  = int64(unsafe.Offsetof(state{}.Capabilities))
+	hsmCapableAt  = int64(unsafe.Offsetof(state{}.HSMCapabilities))
 	domainsAt     = int64(unsafe.Offsetof(state{}.Domains))
 	labelAt       = int64(unsafe.Offsetof(state{}.Label))
 	haLabelAt     = int64(unsafe.Offsetof(state{}.HALabel))
@@ -97,6 +105,7 @@ var switches = [...]aSwitch{
 	{"tunnels_expired", 0, yesNo},
 	{"smk", 0, nil},
 	{"mfa", 0, yesNo},
+	{"policies_kept", 0, yesNo},
 }
 
 func switchAt(name string) int64 {
@@ -116,6 +125,12 @@ func (p *Partition) writeState(t testing.TB, path string, o Options) {
 		s.Switches[i] = sw.first
 	}
 	s.Policies, s.HSMPolicies = policiesOf(o)
+	s.Capabilities, s.HSMCapabilities = capabilitiesOf(o, s.Policies, s.HSMPolicies)
+	for i := range policies {
+		if s.Policies[i] == 1 && s.Capabilities[i] == 0 || s.HSMPolicies[i] == 1 && s.HSMCapabilities[i] == 0 {
+			t.Fatalf("policy %d cannot be on: its capability is off", i)
+		}
+	}
 	copy(s.Serial[:len(s.Serial)-1], o.Serial)
 	copy(s.Label[:len(s.Label)-1], o.Label)
 	copy(s.HALabel[:len(s.HALabel)-1], "ha-group")
@@ -161,7 +176,7 @@ func policiesOf(o Options) (partition, hsm [policies]uint32) {
 	for i := range policies {
 		partition[i], hsm[i] = noPolicy, noPolicy
 	}
-	for _, id := range []int{2, 6, 21, 22, autoActivation} {
+	for _, id := range []int{2, 6, 21, activation, autoActivation} {
 		partition[id] = 1
 	}
 	for _, id := range []int{0, 1, 3, 4, 5, 7, 24, 37, 40, 41} {
@@ -175,8 +190,13 @@ func policiesOf(o Options) (partition, hsm [policies]uint32) {
 	default:
 		partition[0], partition[4] = 1, 1
 	}
-	if v, ok := parseFirmware(firmwareOf(o)); ok && (v[0] > 7 || v[0] == 7 && v[1] >= 7) {
-		partition[allowCPv1] = 0
+	if v, ok := parseFirmware(firmwareOf(o)); ok {
+		if slices.Compare(v[:], []uint32{7, 7, 0}) >= 0 {
+			partition[allowCPv1] = 0
+		}
+		if slices.Compare(v[:], []uint32{7, 7, 1}) >= 0 {
+			partition[allowNonFIPS] = 1
+		}
 	}
 	for _, id := range []int{7, 12, 16} {
 		hsm[id] = 1
@@ -188,6 +208,27 @@ func policiesOf(o Options) (partition, hsm [policies]uint32) {
 		hsm[id] = uint32(v)
 	}
 	return partition, hsm
+}
+
+// capabilitiesOf are what the policies may be set to: on, but for masking on a partition that
+// does not mask, and for activation where no PED lets people in.
+func capabilitiesOf(o Options, partition, hsm [policies]uint32) (partitionCan, hsmCan [policies]uint32) {
+	for i := range policies {
+		partitionCan[i], hsmCan[i] = partition[i]|1, hsm[i]|1 // what the firmware does not know stays so
+	}
+	for _, id := range []int{3, 7} {
+		partitionCan[id] = partition[id]
+	}
+	if partition[activation] == 0 && o.Switches["mfa"] != "yes" {
+		partitionCan[activation], partitionCan[autoActivation] = 0, partition[autoActivation]
+	}
+	for id, v := range o.Capabilities {
+		partitionCan[id] = uint32(v)
+	}
+	for id, v := range o.HSMCapabilities {
+		hsmCan[id] = uint32(v)
+	}
+	return partitionCan, hsmCan
 }
 
 func parseFirmware(s string) (v [3]uint32, ok bool) {

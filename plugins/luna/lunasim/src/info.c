@@ -144,49 +144,72 @@ EXPORT CK_RV CA_GetFirmwareVersion(CK_SLOT_ID slot, CK_ULONG *major, CK_ULONG *m
 	return leave_slot("CA_GetFirmwareVersion", CKR_OK);
 }
 
+enum set { TOKEN_POLICIES, TOKEN_CAPABILITIES, HSM_POLICIES, HSM_CAPABILITIES, SETS };
+
+/* A partition allows no more than its HSM does (D-caps). */
+static int beyond_hsm(int id) { return (id == PRIVATE_CLONING || id == SECRET_CLONING) && !allows(state->hsm_policy, HSM_CLONING); }
+
+static uint32_t setting(enum set which, int id)
+{
+	uint32_t *const sets[] = { state->token_policy, state->token_capability, state->hsm_policy, state->hsm_capability };
+	uint32_t v = policy(sets[which], id);
+	return which <= TOKEN_CAPABILITIES && v != NO_POLICY && beyond_hsm(id) ? 0 : v;
+}
+
+static uint32_t kept[SETS][POLICIES]; /* guarded by the lock */
+
+void remember_policies(void)
+{
+	for (int which = 0; which < SETS; which++)
+		for (int i = 0; i < POLICIES; i++)
+			kept[which][i] = setting(which, i);
+}
+
 /* Gives {id: value} in two arrays; both lengths follow the two-call rule. */
-static CK_RV policy_set(const char *function, CK_SLOT_ID slot, const uint32_t *set, int capability, NP ids, NP n, NP values, NP m)
+static CK_RV policy_set(const char *function, CK_SLOT_ID slot, enum set which, NP ids, NP n, NP values, NP m)
 {
 	CK_RV rv = n == NULL || m == NULL ? CKR_ARGUMENTS_BAD : enter_slot(function, slot);
 	if (rv != CKR_OK)
 		return rv;
-	N count = 0, room = *n < *m ? *n : *m;
-	for (int i = 0; i < POLICIES; i++)
-		count += policy(set, i) != NO_POLICY;
+	N told[POLICIES], named[POLICIES], count = 0, room = *n < *m ? *n : *m;
+	for (int i = 0; i < POLICIES; i++) {
+		uint32_t v = sw(SW_POLICIES_KEPT) ? kept[which][i] : setting(which, i);
+		if (v != NO_POLICY)
+			named[count] = (N)i, told[count++] = v;
+	}
 	*n = *m = count;
 	if (ids != NULL && values != NULL && room < count)
 		rv = CKR_BUFFER_TOO_SMALL;
-	else if (ids != NULL && values != NULL)
-		for (int i = 0, k = 0; i < POLICIES && k < (int)count; i++)
-			if (policy(set, i) != NO_POLICY)
-				ids[k] = (N)i, values[k++] = capability ? 1 : policy(set, i);
+	else if (ids != NULL && values != NULL) {
+		memcpy(ids, named, count * sizeof *ids);
+		memcpy(values, told, count * sizeof *values);
+	}
 	return leave_slot(function, rv);
 }
 
 EXPORT CK_RV CA_GetTokenPolicies(CK_SLOT_ID slot, NP ids, NP n, NP values, NP m)
 {
-	return policy_set("CA_GetTokenPolicies", slot, state ? state->token_policy : NULL, 0, ids, n, values, m);
+	return policy_set("CA_GetTokenPolicies", slot, TOKEN_POLICIES, ids, n, values, m);
 }
 
 EXPORT CK_RV CA_GetTokenCapabilities(CK_SLOT_ID slot, NP ids, NP n, NP values, NP m)
 {
-	return policy_set("CA_GetTokenCapabilities", slot, state ? state->token_policy : NULL, 1, ids, n, values, m);
+	return policy_set("CA_GetTokenCapabilities", slot, TOKEN_CAPABILITIES, ids, n, values, m);
 }
 
 EXPORT CK_RV CA_GetContainerPolicySet(CK_SLOT_ID slot, N container, NP ids, NP n, NP values, NP m)
 {
-	return container > 1 ? CKR_ARGUMENTS_BAD
-	                     : policy_set("CA_GetContainerPolicySet", slot, state ? state->token_policy : NULL, 0, ids, n, values, m);
+	return container > 1 ? CKR_ARGUMENTS_BAD : policy_set("CA_GetContainerPolicySet", slot, TOKEN_POLICIES, ids, n, values, m);
 }
 
 EXPORT CK_RV CA_GetHSMPolicySet(CK_SLOT_ID slot, NP ids, NP n, NP values, NP m)
 {
-	return policy_set("CA_GetHSMPolicySet", slot, state ? state->hsm_policy : NULL, 0, ids, n, values, m);
+	return policy_set("CA_GetHSMPolicySet", slot, HSM_POLICIES, ids, n, values, m);
 }
 
 EXPORT CK_RV CA_GetHSMCapabilitySet(CK_SLOT_ID slot, NP ids, NP n, NP values, NP m)
 {
-	return policy_set("CA_GetHSMCapabilitySet", slot, state ? state->hsm_policy : NULL, 1, ids, n, values, m);
+	return policy_set("CA_GetHSMCapabilitySet", slot, HSM_CAPABILITIES, ids, n, values, m);
 }
 
 /* Wrong logins in a row, by role, as Thales' headers name them; the security officer's are never any. */

@@ -46,10 +46,10 @@
 enum {
 	PRIVATE_CLONING = 0, PRIVATE_WRAPPING = 1, PRIVATE_UNWRAPPING = 2, PRIVATE_MASKING = 3,
 	SECRET_CLONING = 4, SECRET_WRAPPING = 5, SECRET_UNWRAPPING = 6, SECRET_MASKING = 7,
-	ACTIVATION = 22, ALLOW_CPV1 = 42,
+	ACTIVATION = 22, ALLOW_CPV1 = 42, PARTITION_NON_FIPS = 43,
 };
 
-/* HSM policies (rows 28 and 30): 12 is "allow non-FIPS algorithms". */
+/* HSM policies (rows 28 and 30): 12 is "allow non-FIPS algorithms", as 43 of the partition (D-771). */
 enum { HSM_CLONING = 7, HSM_NON_FIPS = 12, HSM_NETWORK_REPLICATION = 16 };
 
 /* CA_GetContainerStatus flags. */

@@ -155,8 +155,10 @@ EXPORT CK_RV C_Initialize(CK_VOID_PTR args)
 	hold_all(WRITE);
 	if (initialised)
 		rv = CKR_CRYPTOKI_ALREADY_INITIALIZED;
-	else
-		initialised = (rv = start_softhsm(&real_slot)) == CKR_OK;
+	else if ((rv = start_softhsm(&real_slot)) == CKR_OK) {
+		initialised = 1;
+		remember_policies();
+	}
 	release_all();
 	return leave("C_Initialize", rv);
 }

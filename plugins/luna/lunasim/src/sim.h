@@ -40,8 +40,14 @@ void storage(N *objects, N *bytes);
 static inline uint32_t sw(int which) { return __atomic_load_n(&state->sw[which], __ATOMIC_ACQUIRE); }
 static inline uint32_t policy(const uint32_t *set, int id) { return __atomic_load_n(&set[id], __ATOMIC_ACQUIRE); }
 static inline int allows(const uint32_t *set, int id) { uint32_t v = policy(set, id); return v != 0 && v != NO_POLICY; }
-static inline int fips(void) { return policy(state->hsm_policy, HSM_NON_FIPS) == 0; } /* row 30 */
+static inline int fips(void) /* row 30; D-771: the HSM's policy is for all partitions, the partition's for this one */
+{
+	return policy(state->hsm_policy, HSM_NON_FIPS) == 0 || policy(state->token_policy, PARTITION_NON_FIPS) == 0;
+}
 uint32_t firmware(void); /* 0x00070800 for 7.8.0 */
+
+/* info.c */
+void remember_policies(void);
 
 /* session.c */
 enum { READ, WRITE };

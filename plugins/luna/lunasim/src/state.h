@@ -51,6 +51,7 @@ enum {
 	SW_TUNNELS_EXPIRED,    /* 1: the CPv4 sessions that stand have run out */
 	SW_SMK,                /* the number of the SIM masking key; 0: there is none */
 	SW_MFA,                /* 1: it is a PED that lets people in, and a power cycle may end that */
+	SW_POLICIES_KEPT,      /* 1: a process is told the policies as they were when it began */
 	SWITCHES
 };
 
@@ -64,6 +65,8 @@ struct state {
 	uint32_t sw[SWITCHES];
 	uint32_t token_policy[POLICIES];
 	uint32_t hsm_policy[POLICIES];
+	uint32_t token_capability[POLICIES]; /* 0: the policy cannot be on */
+	uint32_t hsm_capability[POLICIES];
 	char domain[MAX_DOMAINS][36]; /* "": none */
 	char label[36], serial[20], ha_label[36];
 	char pin[2][68]; /* as failed; "": the role has none */
