@@ -35,7 +35,7 @@ echo answering
 `
 
 func TestStartWaitsForTheEnvironmentAndStopEndsIt(t *testing.T) {
-	cfg := program(t, answering+"trap 'exit 0' TERM\nwhile :; do sleep 0.01; done\n")
+	cfg := program(t, "trap 'exit 0' TERM\n"+answering+"while :; do sleep 0.01; done\n")
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
