@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"kmsd/internal/softhsmtest"
@@ -74,9 +75,19 @@ const (
 	functionAt = 20
 )
 
-// Build compiles one library for each name, in a directory of the test's own.
-func Build(t testing.TB, names ...string) []*Library {
+// built is what the compiler made, once in the life of the process.
+var built struct {
+	mu sync.Mutex // held while compiling: a second test would only wait for the same
+	so []byte
+}
+
+func compile(t testing.TB) []byte {
 	t.Helper()
+	built.mu.Lock()
+	defer built.mu.Unlock()
+	if built.so != nil {
+		return built.so
+	}
 	dir := t.TempDir()
 	c := filepath.Join(dir, "faultlib.c")
 	if err := os.WriteFile(c, source, 0o600); err != nil {
@@ -89,16 +100,22 @@ func Build(t testing.TB, names ...string) []*Library {
 	if err != nil {
 		t.Fatalf("looking for the PKCS#11 headers: %v", err)
 	}
-	built := filepath.Join(dir, "faultlib.so")
+	out := filepath.Join(dir, "faultlib.so")
 	cmd := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Wextra", "-Werror",
-		"-I"+strings.TrimSpace(string(headers)), fmt.Sprintf("-DREAL=%q", softhsmtest.Module(t)), "-o", built, c, "-ldl", "-lpthread")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("compiling the library that misbehaves: %v\n%s", err, out)
+		"-I"+strings.TrimSpace(string(headers)), fmt.Sprintf("-DREAL=%q", softhsmtest.Module(t)), "-o", out, c, "-ldl", "-lpthread")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compiling the library that misbehaves: %v\n%s", err, msg)
 	}
-	so, err := os.ReadFile(built)
-	if err != nil {
+	if built.so, err = os.ReadFile(out); err != nil {
 		t.Fatal(err)
 	}
+	return built.so
+}
+
+// Build makes one library for each name, in a directory of the test's own.
+func Build(t testing.TB, names ...string) []*Library {
+	t.Helper()
+	dir, so := t.TempDir(), compile(t)
 	libs := make([]*Library, len(names))
 	for i, name := range names {
 		path := filepath.Join(dir, name+".so")

@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"kmsd/internal/drivertest"
 	"kmsd/internal/softhsmtest"
@@ -15,19 +18,42 @@ import (
 	"kmsd/plugins/internal/p11"
 )
 
-// sealedLibrary compiles the library whose keys say that they stay, before another one.
+// sealedBefore is what the compiler made, for each library that it stands before.
+var sealedBefore struct {
+	mu sync.Mutex // guards so
+	so map[string][]byte
+}
+
+// sealedLibrary makes the library whose keys say that they stay, before another one, in a
+// file of the test's own: one that is loaded twice from one file is loaded once.
 func sealedLibrary(t testing.TB, real string) string {
 	t.Helper()
+	sealedBefore.mu.Lock()
+	defer sealedBefore.mu.Unlock()
+	path := filepath.Join(t.TempDir(), "sealed.so")
+	if so := sealedBefore.so[real]; so != nil {
+		if err := os.WriteFile(path, so, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
 	headers, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
 	if err != nil {
 		t.Fatalf("looking for the PKCS#11 headers: %v", err)
 	}
-	path := filepath.Join(t.TempDir(), "sealed.so")
 	cmd := exec.CommandContext(t.Context(), "gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Wextra", "-Werror",
 		"-I"+strings.TrimSpace(string(headers)), fmt.Sprintf("-DREAL=%q", real), "-o", path, "testdata/sealed.c", "-ldl")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("compiling the library whose keys stay: %v\n%s", err, out)
 	}
+	so, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sealedBefore.so == nil {
+		sealedBefore.so = map[string][]byte{}
+	}
+	sealedBefore.so[real] = so
 	return path
 }
 
@@ -50,6 +76,7 @@ func newEnds(t testing.TB) *ends {
 func (e *ends) start(t testing.TB, label string) *p11.Driver {
 	t.Helper()
 	d := p11.New(e.quirks(), p11.Options{})
+	d.SetIdle(time.Hour) // a test that takes its time loses no transfer
 	e.openOn(t, d, label)
 	return d
 }
