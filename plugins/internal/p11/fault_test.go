@@ -30,6 +30,17 @@ func faultyBench(t *testing.T) (*bench, *faultlib.Library) {
 	return b, lib
 }
 
+// waitFired waits until the fault of a slot has happened to a call. The limit of all tests
+// ends it when none comes.
+func waitFired(t testing.TB, lib *faultlib.Library, slot int) {
+	t.Helper()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for lib.Fired(t, slot) == 0 {
+		<-look.C
+	}
+}
+
 // lives are what is done to keys, from their making on. They return the failure of
 // the first call that failed.
 var lives = []struct {
@@ -177,8 +188,7 @@ func TestAProbeIsSilentWhileACallHangs(t *testing.T) {
 	probe := func(limit time.Duration) error {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
-		_, err := d.Do(ctx, pluginproto.Command{Op: pluginproto.OpProbe})
-		return err
+		return probe(ctx, d)
 	}
 	for _, call := range []struct {
 		name     string
@@ -195,14 +205,17 @@ func TestAProbeIsSilentWhileACallHangs(t *testing.T) {
 			lib.Arm(t, 0, faultlib.Fault{What: faultlib.Hang, Function: call.function})
 			hung := make(chan error, 1)
 			go func() { hung <- call.do() }()
-			begin := time.Now()
-			for probe(100*time.Millisecond) == nil {
-				if time.Since(begin) > 5*time.Second {
-					t.Fatal("probes go on being answered")
-				}
+			waitFired(t, lib, 0)
+			// A driver whose probes go on being answered is one that this waits for in vain.
+			var silent error
+			for silent == nil {
+				silent = probe(100 * time.Millisecond)
+			}
+			if !errors.Is(silent, context.DeadlineExceeded) {
+				t.Errorf("a probe meanwhile: %v", silent)
 			}
 			released := make(chan error, 1)
-			go func() { released <- probe(5 * time.Second) }()
+			go func() { released <- probe(time.Minute) }()
 			lib.Disarm(t, 0)
 			if err := errors.Join(<-hung, <-released); err != nil {
 				t.Errorf("when the hang has ended: %v", err)
