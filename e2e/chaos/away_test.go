@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"syscall"
 	"testing"
@@ -87,11 +88,14 @@ func TestAllMembersAreLostAndReturn(t *testing.T) {
 	// For 2 s a command waits for a member that may be coming back at once. After that
 	// it fails immediately, with the name of what has happened.
 	pause(ctx, 2*time.Second)
-	within(t, "refusing", time.Second, func() { // half of what a wait would take
+	quickest := quickestOf(5, func() {
 		if _, err := s.operator.Unwrap(ctx, "shop", wrapped, nil); api.AsError(err).Code != api.CodeGroupLost {
 			t.Errorf("unwrapping without any member: %v, want group_lost", err)
 		}
 	})
+	if quickest > time.Second { // half of what each wait would take
+		t.Errorf("refusing took %v and more", quickest)
+	}
 
 	// One is mended; nobody tells kmsd.
 	first := s.hsms[2]
@@ -203,14 +207,16 @@ func states(ctx context.Context, t *testing.T, s *site) map[string]api.State {
 	return all
 }
 
-// within checks that something takes no longer than that.
-func within(t *testing.T, what string, limit time.Duration, act func()) {
-	t.Helper()
-	begin := time.Now()
-	act()
-	if took := time.Since(begin); took > limit {
-		t.Errorf("%s took %v, want at most %v", what, took, limit)
+// quickestOf is how long something takes when the machine has nothing else to do: the least
+// of several times.
+func quickestOf(times int, act func()) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for range times {
+		begin := time.Now()
+		act()
+		least = min(least, time.Since(begin))
 	}
+	return least
 }
 
 func must(t *testing.T, err error) {

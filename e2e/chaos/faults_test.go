@@ -240,7 +240,7 @@ func tokenRemoved(ctx context.Context, s *site, step chaos.Step) error {
 		return err
 	}
 	pause(ctx, step.Hold)
-	if err := back(); err != nil {
+	if err := devserver.Poll(ctx, back); err != nil {
 		return err
 	}
 	_, err = s.whole(ctx, h, 0)

@@ -159,9 +159,7 @@ func tampered(ctx context.Context, s *site, step chaos.Step) error {
 		return err
 	}
 	p.Set("tampered", "yes")
-	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	m, err := s.await(soon, h, "failed", isFailed)
+	m, err := s.await(ctx, h, "failed", isFailed)
 	if err == nil && m.CKR != "CKR_HSM_TAMPERED" {
 		err = fmt.Errorf("%s is failed for %s, %s; want CKR_HSM_TAMPERED", h.name, m.CKR, m.Reason)
 	}
@@ -169,7 +167,7 @@ func tampered(ctx context.Context, s *site, step chaos.Step) error {
 		return err
 	}
 	pause(ctx, step.Hold)
-	if err := s.recoverInVain(soon, h); err != nil {
+	if err := s.recoverInVain(ctx, h); err != nil {
 		return err
 	}
 	if _, err := h.token.replace(ctx); err != nil {

@@ -2,7 +2,6 @@ package chaos_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -85,13 +84,14 @@ func reload(ctx context.Context, s *site, step chaos.Step) error {
 	if err := s.amend(h, func(m map[string]any) { m["standby"] = true }); err != nil {
 		return err
 	}
-	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if _, err := s.await(soon, h, "a standby", func(m api.Member) bool { return m.Role == api.RoleStandby }); err != nil {
+	if err := s.followed(ctx, s.hasRole(ctx, h, api.RoleStandby)); err != nil {
 		return err
 	}
 	pause(ctx, step.Hold)
 	if err := s.amend(h, func(m map[string]any) { delete(m, "standby") }); err != nil {
+		return err
+	}
+	if err := s.followed(ctx, s.hasRole(ctx, h, api.RoleActive)); err != nil {
 		return err
 	}
 	_, err := s.whole(ctx, h, 0)
@@ -108,33 +108,59 @@ func reloadRemove(ctx context.Context, s *site, step chaos.Step) error {
 	if err != nil {
 		return err
 	}
-	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	asked := time.Now()
-	gone := devserver.Poll(soon, func() error {
-		g, err := s.operator.Group(soon, group)
+	if err := s.followed(ctx, func() error {
+		g, err := s.operator.Group(ctx, group)
 		if err != nil {
 			return err
 		}
-		m, err := devserver.Member(g, h.name)
-		if err != nil {
-			return nil
+		if m, err := devserver.Member(g, h.name); err == nil {
+			return fmt.Errorf("%s is there still, and %s", h.name, m.State)
 		}
-		if time.Since(asked) > time.Second { // it was refused, as the others cannot do without it just now
-			asked = time.Now()
-			if err := s.hup(func() {}); err != nil {
-				return err
-			}
-		}
-		return fmt.Errorf("%s is there still, and %s", h.name, m.State)
-	})
+		return nil
+	}); err != nil {
+		return err
+	}
 	stale()
 	pause(ctx, step.Hold)
-	if err := errors.Join(gone, s.enter(entry)); err != nil {
+	if err := s.enter(entry); err != nil {
+		return err
+	}
+	if err := s.followed(ctx, s.hasRole(ctx, h, api.RoleActive)); err != nil {
 		return err
 	}
 	_, err = s.whole(ctx, h, 0)
 	return err
+}
+
+// rereading is how often an operator has kmsd read kmsd.yaml until it has done what is in
+// it: it refuses what the others cannot do without just then, and anything while the catalog
+// has no room, and says so in its log.
+const rereading = time.Second
+
+// followed waits until kmsd has done what kmsd.yaml says by now.
+func (s *site) followed(ctx context.Context, done func() error) error {
+	read := time.Now()
+	return devserver.Poll(ctx, func() error {
+		err := done()
+		if err != nil && time.Since(read) > rereading {
+			read = time.Now()
+			if err := s.hup(func() {}); err != nil {
+				return err
+			}
+		}
+		return err
+	})
+}
+
+// hasRole says whether a member belongs to the group in a role.
+func (s *site) hasRole(ctx context.Context, h *hsm, role string) func() error {
+	return func() error {
+		m, err := s.now(ctx, h)
+		if err == nil && m.Role != role {
+			err = fmt.Errorf("%s is %s, and its role %s and not %s", h.name, m.State, m.Role, role)
+		}
+		return err
+	}
 }
 
 // tokenReplaced puts another token in the place of a member's, as an HSM that was
@@ -153,13 +179,11 @@ func tokenReplaced(ctx context.Context, s *site, step chaos.Step) error {
 	if err := h.signal(m.DriverPID, syscall.SIGKILL); err != nil {
 		return err
 	}
-	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	if _, err := s.await(soon, h, "failed", isFailed); err != nil {
+	if _, err := s.await(ctx, h, "failed", isFailed); err != nil {
 		return err
 	}
 	pause(ctx, step.Hold)
-	if err := s.recoverInVain(soon, h); err != nil {
+	if err := s.recoverInVain(ctx, h); err != nil {
 		return err
 	}
 	return s.accept(ctx, h)

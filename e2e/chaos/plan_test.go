@@ -33,7 +33,7 @@ func TestThePlanFollowsFromItsSeed(t *testing.T) {
 func TestAPlanHasEveryKindAndOnlyOneLosesAll(t *testing.T) {
 	for _, driver := range []chaos.Driver{chaos.SoftHSM, chaos.Luna} {
 		kinds := chaos.Kinds(driver)
-		p, err := chaos.New(driver, 3, len(kinds), 3)
+		p, err := chaos.New(driver, fixedSeed, len(kinds), 3)
 		if err != nil {
 			t.Fatal(err)
 		}

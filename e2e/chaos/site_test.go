@@ -54,8 +54,8 @@ type hsm struct {
 }
 
 const (
-	startTimeout   = 30 * time.Second // for kmsd to answer, tokens made included
-	commandTimeout = 3 * time.Second  // so that a member that hangs is soon given up
+	startTimeout   = 2 * time.Minute // for kmsd to answer, tokens made included
+	commandTimeout = 3 * time.Second // so that a member that hangs is soon given up
 )
 
 // newSite makes tokens and runs kmsd on them until the test ends; every member is

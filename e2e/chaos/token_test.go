@@ -23,7 +23,8 @@ type token interface {
 	arm(fault)
 	disarm()
 	left() int
-	// remove takes the token away, in one way or another, until back is called.
+	// remove takes the token away, in one way or another, until back is called, which may
+	// have to be tried again.
 	remove(way int) (back func() error, err error)
 	// replace puts another token in its place that is alike but for what it holds.
 	// Forget ends the old one.
@@ -111,7 +112,7 @@ func (k *softToken) remove(way int) (back func() error, err error) {
 		}
 	}
 	return func() error {
-		if err := os.RemoveAll(k.folder()); err != nil { // a driver may have made it anew
+		if err := os.RemoveAll(k.folder()); err != nil { // a driver may have made it anew, and do so again
 			return err
 		}
 		return os.Rename(away, k.folder())
