@@ -52,14 +52,12 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	startTimeout = 30 * time.Second // for kmsd to answer
-	soon         = 30 * time.Second // for what has to come by itself
+	startTimeout = 2 * time.Minute // for kmsd to answer
+	soon         = 2 * time.Minute // for what has to come by itself
 )
 
 // prepare builds the programs, and makes with "kmsd dev" what a server needs beside HSMs.
 func prepare(ctx context.Context, dir string) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*startTimeout)
-	defer cancel()
 	bin, dev, sums = dir, filepath.Join(dir, "dev"), map[string]any{}
 	if err := devserver.Build(ctx, bin, map[string]string{"kmsd-driver-luna": "kmsd/plugins/luna"}); err != nil {
 		return err
@@ -72,6 +70,8 @@ func prepare(ctx context.Context, dir string) error {
 		sum := sha256.Sum256(b)
 		sums[driver] = hex.EncodeToString(sum[:])
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	s, err := devserver.Start(ctx, devserver.Config{Bin: bin, Dir: dev, Members: 1, Env: []string{"TMPDIR=" + bin}})
 	if err != nil {
 		return err
@@ -291,9 +291,11 @@ func (s *site) works(key string) {
 	}
 }
 
-// sameKeys checks that all partitions keep the same keys, byte for byte, and returns them.
+// sameKeys checks that all partitions keep the same keys, byte for byte, and returns them. A
+// key that was made is on min_copies at once, and on a member that was slow a moment later.
 func (s *site) sameKeys(want int) map[string][]byte {
 	s.t.Helper()
+	s.awaitWhole()
 	first := s.members[0].partition.KeyBytes(s.t)
 	if len(first) != want {
 		s.t.Errorf("%s keeps %d keys, want %d", s.members[0].name, len(first), want)

@@ -179,8 +179,9 @@ func TestManyKeysReachAMemberThatWasAway(t *testing.T) {
 	tunnels, inserts := counted["CA_MigrationStartSessionNegotiation"].Fired(), counted["CA_Insert"].Fired()
 	t.Logf("%d keys came in %v, with %d tunnels and %d calls of CA_Insert", keys, took, tunnels, inserts)
 	// The double looks at all its objects for each that comes, and answers nobody else
-	// meanwhile, so transfers become smaller the more there are.
-	if most := keys/4 + 5; inserts == 0 || inserts > most || tunnels > most {
+	// meanwhile, so transfers become smaller the more there are and the slower the machine
+	// is, down to two keys. One by one they would be twice as many.
+	if most := keys / 2; inserts == 0 || inserts > most || tunnels > most {
 		t.Errorf("%d keys took %d tunnels and %d calls of CA_Insert, want at most %d transfers", keys, tunnels, inserts, most)
 	}
 	s.sameKeys(keys)
