@@ -76,7 +76,7 @@ func (s *server) makeDatabases(ctx context.Context) {
 	defer cancel()
 	for name, key := range s.opts.Databases {
 		began := time.Now()
-		_, err := s.service.CreateDatabase(ctx, name, api.DatabaseOptions{Key: key})
+		err := s.makeDatabase(ctx, name, key)
 		if errors.Is(err, api.ErrExists) {
 			continue
 		}
@@ -89,6 +89,25 @@ func (s *server) makeDatabases(ctx context.Context) {
 		}
 		if err := s.audit.Write(r); err != nil {
 			s.log.Error("the audit log cannot be written", "operation", r.Action, "error", err)
+		}
+	}
+}
+
+// makeDatabase tries again as long as first attempts with members go on: a start does not
+// wait for HSMs that are later than others, but the master key may need them.
+func (s *server) makeDatabase(ctx context.Context, name, key string) error {
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
+	for {
+		coming := slices.ContainsFunc(s.service.Status().Groups, underWay)
+		_, err := s.service.CreateDatabase(ctx, name, api.DatabaseOptions{Key: key})
+		if !coming || !errors.Is(err, api.ErrInsufficientCopies) && !errors.Is(err, api.ErrGroupLost) {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return err
 		}
 	}
 }
