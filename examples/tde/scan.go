@@ -29,6 +29,9 @@ func FindPlaintext(dir string, markers ...[]byte) (found []Finding, searched int
 			return nil
 		}
 		f, n, err := searchFile(path, markers)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a database that runs has removed it meanwhile
+		}
 		found, searched = append(found, f...), searched+n
 		return err
 	})
