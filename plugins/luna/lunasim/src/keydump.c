@@ -33,10 +33,12 @@ static int show(CK_OBJECT_HANDLE o, CK_ATTRIBUTE_TYPE type)
 
 static int dump(CK_OBJECT_CLASS class)
 {
-	CK_ATTRIBUTE want = { CKA_CLASS, &class, sizeof class };
+	/* A process that was killed while it made an object may have left one that is on no token yet. */
+	CK_BBOOL yes = CK_TRUE;
+	CK_ATTRIBUTE want[] = { { CKA_CLASS, &class, sizeof class }, { CKA_TOKEN, &yes, sizeof yes } };
 	CK_OBJECT_HANDLE o;
 	CK_ULONG n = 1;
-	if (real->C_FindObjectsInit(session, &want, 1) != CKR_OK)
+	if (real->C_FindObjectsInit(session, want, 2) != CKR_OK)
 		return 0;
 	while (real->C_FindObjects(session, &o, 1, &n) == CKR_OK && n == 1)
 		if (!show(o, CKA_PRIVATE_EXPONENT) && !show(o, CKA_VALUE))
