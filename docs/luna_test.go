@@ -45,7 +45,8 @@ var (
 		"`isOK()` true", "`isOK()` false", "`isOK()` throws", "recovers", "attempts used up", "revoked", "promoted", "absent at the start",
 	}
 	lunaFunctions = []string{ // of the client library, that the driver may call
-		"CA_GetTokenPolicies", "CA_GetHSMPolicySet", "CA_GetFirmwareVersion", "CA_GetSessionInfo", "CA_GetContainerStatus",
+		"CA_GetTokenPolicies", "CA_GetTokenCapabilities", "CA_GetHSMPolicySet", "CA_GetHSMCapabilitySet", "CA_GetFirmwareVersion",
+		"CA_GetSessionInfo", "CA_GetContainerStatus",
 		"CA_GetContainerStorageInformation", "CA_GetTokenStorageInformation", "CA_GetObjectUID", "CA_GetObjectHandle",
 		"CA_GetTokenObjectUID", "CA_GetTokenObjectHandle", "CA_RandomizeApplicationID", "CA_SetApplicationID",
 		"CA_CloneAsSourceInit", "CA_CloneAsTargetInit", "CA_CloneAsSource", "CA_CloneAsTarget", "CA_GetTokenCertificates",

@@ -18,10 +18,9 @@ import (
 type extension struct {
 	lib *vendor.Library
 
-	// What Describe has found out; it does not change while the connection stands.
-	part   partition
-	stands []pluginproto.Fact // facts that stay as they are
-	box    *uint              // number of the partition on its HSM; nil when it is not known
+	// What Describe has found out, and told of; it does not change while the connection stands.
+	part partition
+	box  *uint // number of the partition on its HSM; nil when it is not known
 }
 
 var _ p11.Extension = (*extension)(nil)
@@ -43,17 +42,16 @@ func (x *extension) Prepare() error {
 }
 
 // Describe implements [p11.Extension].
-func (x *extension) Describe(at p11.Place, info *pluginproto.TokenInfo) (err error) {
-	if x.part.firmware, err = x.firmware(at, info.Firmware); err != nil {
+func (x *extension) Describe(at p11.Place, info *pluginproto.TokenInfo) error {
+	firmware, err := x.firmware(at, info.Firmware)
+	if err != nil {
 		return err
 	}
-	info.Firmware = x.part.firmware.String()
-	if x.part.policies, err = readable(x.lib.TokenPolicies(at.Slot)); err != nil {
+	if x.part, err = readPolicies(x.lib, at.Slot); err != nil {
 		return err
 	}
-	if x.part.hsm, err = readable(x.lib.HSMPolicies(at.Slot)); err != nil {
-		return err
-	}
+	x.part.firmware = firmware
+	info.Firmware = firmware.String()
 	if box, err := x.lib.Container(at.Session); err == nil {
 		x.box = &box
 	} else if !withheld(err) {
@@ -63,13 +61,12 @@ func (x *extension) Describe(at p11.Place, info *pluginproto.TokenInfo) (err err
 		return &pluginproto.Error{
 			Class: pluginproto.ClassMember, Permanent: true, Op: "looking at the partition's policies",
 			Msg: "it is a key-export partition: its keys leave it wrapped (policy 1 or 5 is on) and are never cloned (0 and 4 are off), " +
-				"so a second HSM could never hold them; use a partition that clones",
+				"so a second HSM could never hold them; use a partition that clones" +
+				x.part.remedy(policyPrivateCloning, policySecretCloning),
 		}
 	}
-	o := x.part.offers(x.lib.Missing)
-	info.Cloning = o.protocols
-	x.stands = x.part.facts(o)
-	info.Facts, err = x.Facts(at)
+	info.Cloning = x.part.offers(x.lib.Missing).protocols
+	info.Facts, err = x.factsOf(at, x.part)
 	return err
 }
 
@@ -87,14 +84,6 @@ func (x *extension) firmware(at p11.Place, short string) (version3, error) {
 		return version3{}, fmt.Errorf("reading the firmware version %q: %w", short, err)
 	}
 	return v, nil
-}
-
-// readable takes policies that the HSM does not show as not known.
-func readable(all map[uint]uint, err error) (policies, error) {
-	if withheld(err) {
-		return nil, nil
-	}
-	return all, err
 }
 
 // withheld reports whether err means that the library or the HSM does not say something,

@@ -10,13 +10,16 @@ import (
 	"kmsd/plugins/luna/internal/vendor"
 )
 
-// facts returns what does not change while the driver is connected.
+// facts returns what the policies and the client library make of a partition.
 func (p partition) facts(o offer) []pluginproto.Fact {
 	facts := []pluginproto.Fact{p.cloningFact(o)}
-	if value, known := p.hsm[hsmNonFIPS]; known {
-		fips := pluginproto.Fact{Name: "FIPS mode", Value: "on"}
-		if value != 0 {
-			fips.Value = "off"
+	if on, known := p.fips(); known {
+		fips := pluginproto.Fact{Name: "FIPS mode", Value: "off"}
+		switch {
+		case on && p.policies.off(policyNonFIPS) && !p.hsm.off(hsmNonFIPS):
+			fips.Value = "on, by policy 43 of the partition"
+		case on:
+			fips.Value = "on"
 		}
 		facts = append(facts, fips)
 	}
@@ -24,7 +27,7 @@ func (p partition) facts(o offer) []pluginproto.Fact {
 		facts = append(facts, pluginproto.Fact{
 			Name:    "lacks",
 			Value:   "the client library lacks what these need: " + strings.Join(o.lacking, "; "),
-			Warning: len(o.protocols) == 0,
+			Warning: len(o.protocols) == 0 && o.barred == "",
 		})
 	}
 	return facts
@@ -52,30 +55,59 @@ func (p partition) cloningFact(o offer) pluginproto.Fact {
 		}
 	}
 	fact.Value = strings.Join(names, ", ")
-	if p.masks() {
-		return fact
-	}
 	for _, kind := range []struct {
-		policy uint
-		keys   string
-	}{{policyPrivateCloning, "private"}, {policySecretCloning, "secret"}} {
-		if p.policies.off(kind.policy) {
+		clone, mask uint
+		keys        string
+	}{{policyPrivateCloning, policyPrivateMask, "private"}, {policySecretCloning, policySecretMask, "secret"}} {
+		way := kind.clone
+		if p.masks() {
+			way = kind.mask
+		}
+		if p.policies.off(kind.clone) && p.policies.off(way) {
 			fact.Warning = true
-			fact.Value += fmt.Sprintf("; %s keys stay where they are: policy %d is off", kind.keys, kind.policy)
+			fact.Value += fmt.Sprintf("; %s keys stay where they are: policy %d is off%s", kind.keys, way, p.remedy(way))
 		}
 	}
 	return fact
 }
 
-// Facts implements [p11.Extension]. It asks the HSM for what changes, two quick calls, and
-// remembers the rest. What the HSM does not say is left out.
+// Facts implements [p11.Extension]. It asks the HSM for what changes, a few quick calls, and
+// remembers the rest. What the HSM does not say is left out. It is an error that ends the
+// connection when the partition is not any more what was told of it.
 func (x *extension) Facts(at p11.Place) ([]pluginproto.Fact, error) {
-	facts := slices.Clone(x.stands)
+	now := x.part.now(x.lib, at.Slot)
+	if err := x.part.outdated(now, x.lib.Missing); err != nil {
+		return nil, err
+	}
+	return x.factsOf(at, now)
+}
+
+// unseen says what is not known of a partition for want of a function.
+func unseen(missing func(...vendor.Function) []vendor.Function) (all []string) {
+	for _, view := range []struct {
+		of   string
+		need vendor.Function
+	}{
+		{"policies of the partition", vendor.GetTokenPolicies}, {"capabilities of the partition", vendor.GetTokenCapabilities},
+		{"policies of the HSM", vendor.GetHSMPolicySet}, {"capabilities of the HSM", vendor.GetHSMCapabilitySet},
+	} {
+		if lack := missing(view.need); len(lack) > 0 {
+			all = append(all, fmt.Sprintf("%s (%s)", view.of, join(lack)))
+		}
+	}
+	return all
+}
+
+// factsOf returns the facts of a partition with these policies.
+func (x *extension) factsOf(at p11.Place, p partition) ([]pluginproto.Fact, error) {
+	o := p.offers(x.lib.Missing)
+	o.lacking = append(o.lacking, unseen(x.lib.Missing)...)
+	facts := p.facts(o)
 	if x.box != nil {
 		status, err := x.lib.Status(at.Slot, *x.box)
 		switch {
 		case err == nil:
-			facts = append(facts, x.part.statusFacts(status)...)
+			facts = append(facts, p.statusFacts(status)...)
 		case !withheld(err):
 			return nil, err
 		}
@@ -98,18 +130,7 @@ func (x *extension) storage(at p11.Place) (vendor.Storage, error) {
 }
 
 func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {
-	var facts []pluginproto.Fact
-	if p.policies.on(policyActivation) {
-		activation := pluginproto.Fact{Name: "activation", Value: "activated, and again by itself after a restart"}
-		switch {
-		case !s.Activated:
-			activation.Value, activation.Warning = "not activated: activate the partition (lunacm: role login)", true
-		case p.policies.off(policyAutoActivation):
-			activation.Warning = true
-			activation.Value = "activated, but auto-activation (policy 23) is off: after a restart of the HSM somebody has to activate the partition"
-		}
-		facts = append(facts, activation)
-	}
+	facts := p.activationFact(s)
 	if unavailable(s.OfficerFails, s.UserFails) {
 		return facts
 	}
@@ -120,6 +141,27 @@ func (p partition) statusFacts(s vendor.Status) []pluginproto.Fact {
 			s.OfficerFails, s.UserFails)
 	}
 	return append(facts, logins)
+}
+
+// activationFact says how a partition is that a person with a key has to let others into. One
+// that a password opens has neither the policy nor its capability (from memory): of that one
+// there is nothing to say.
+func (p partition) activationFact(s vendor.Status) []pluginproto.Fact {
+	fact := pluginproto.Fact{Name: "activation", Warning: true}
+	switch {
+	case p.policies.off(policyActivation) && p.can.on(policyActivation):
+		fact.Value = "not allowed, policy 22 is off: every start of the driver needs somebody at the HSM" + p.remedy(policyActivation)
+	case !p.policies.on(policyActivation):
+		return nil
+	case !s.Activated:
+		fact.Value = "not activated: activate the partition (lunacm: role login)"
+	case p.policies.off(policyAutoActivation):
+		fact.Value = "activated, but auto-activation (policy 23) is off: after a restart of the HSM somebody has to activate the partition" +
+			p.remedy(policyAutoActivation)
+	default:
+		fact.Value, fact.Warning = "activated, and again by itself after a restart", false
+	}
+	return []pluginproto.Fact{fact}
 }
 
 // unavailable reports whether any of some numbers is none: CK_UNAVAILABLE_INFORMATION of

@@ -48,7 +48,7 @@ func TestFactsFollowThePartition(t *testing.T) {
 	}
 	told("failed logins", "0 as Crypto Officer, 1 as Crypto User", true)
 
-	// Policies are read once: what needs one to change needs a person at the HSM.
+	// What a partition and its client bring with them.
 	noPartition := []string{"CA_GetSessionInfo"}
 	noStatus := []string{"CA_GetContainerStatus", "CA_GetContainerStorageInformation"}
 	little := []string{

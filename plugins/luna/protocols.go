@@ -20,23 +20,6 @@ const (
 	sim     = "sim"
 )
 
-// Policies of a partition and of an HSM, Thales' CONTAINER_CONFIG_* and HSM_CONFIG_*.
-const (
-	policyPrivateCloning = 0
-	policyPrivateWrap    = 1
-	policyPrivateMask    = 3 // from memory: the counterpart of 7
-	policySecretCloning  = 4
-	policySecretWrap     = 5
-	policySecretMask     = 7
-	policyActivation     = 22
-	policyAutoActivation = 23
-	policyCPv1           = 42
-
-	hsmCloning     = 7
-	hsmNonFIPS     = 12
-	hsmReplication = 16
-)
-
 // The firmware that the newer protocols begin with.
 var (
 	firmware77 = version3{7, 7, 0}
@@ -48,30 +31,6 @@ type version3 [3]uint
 
 func (v version3) atLeast(w version3) bool { return slices.Compare(v[:], w[:]) >= 0 }
 func (v version3) String() string          { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
-
-// partition is what decides how keys leave a partition and come to it.
-type partition struct {
-	firmware      version3
-	policies, hsm policies
-}
-
-// policies are the settings of a partition or an HSM; nil when they cannot be read.
-type policies map[uint]uint // :: policy → value
-
-func (p policies) on(id uint) bool  { return p[id] != 0 }
-func (p policies) off(id uint) bool { v, known := p[id]; return known && v == 0 }
-
-// keyExport reports whether keys leave the partition wrapped, and no other way: what is made
-// there to stay inside of HSMs can never reach a second one.
-func (p partition) keyExport() bool {
-	wraps := p.policies.on(policyPrivateWrap) || p.policies.on(policySecretWrap)
-	return wraps && p.policies.off(policyPrivateCloning) && p.policies.off(policySecretCloning) && !p.masks()
-}
-
-// masks reports whether keys leave the partition as SIM blobs.
-func (p partition) masks() bool {
-	return p.policies.on(policyPrivateMask) || p.policies.on(policySecretMask)
-}
 
 // needs are the functions of the library without which a protocol is not offered.
 var needs = map[string][]vendor.Function{
@@ -107,14 +66,15 @@ func (p partition) offers(missing func(...vendor.Function) []vendor.Function) of
 		o.protocols = append(o.protocols, all...)
 	}
 	if p.hsm.off(hsmReplication) {
-		o.barred = "policy 16 of the HSM (network replication) is off"
+		o.barred = "policy 16 of the HSM (network replication) is off" + p.hsmRemedy(hsmReplication)
 		return o
 	}
 	switch {
 	case p.hsm.off(hsmCloning):
-		o.barred = "policy 7 of the HSM (cloning) is off"
+		o.barred = "policy 7 of the HSM (cloning) is off" + p.hsmRemedy(hsmCloning)
 	case p.policies.off(policyPrivateCloning) && p.policies.off(policySecretCloning):
-		o.barred = "policies 0 and 4 of the partition (cloning of private and of secret keys) are off"
+		o.barred = "policies 0 and 4 of the partition (cloning of private and of secret keys) are off" +
+			p.remedy(policyPrivateCloning, policySecretCloning)
 	default:
 		p.offerCloning(add)
 	}

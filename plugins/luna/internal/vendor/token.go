@@ -40,47 +40,6 @@ func (l *Library) Firmware(slot uint) (major, minor, sub uint, err error) {
 	return uint(a), uint(b), uint(c), err
 }
 
-// maxPolicies is more than any partition or HSM has.
-const maxPolicies = 1024
-
-// TokenPolicies returns the policies of the partition in a slot by their numbers.
-func (l *Library) TokenPolicies(slot uint) (map[uint]uint, error) {
-	return l.policies(GetTokenPolicies, slot)
-}
-
-// HSMPolicies returns the policies of the HSM that the partition is on.
-func (l *Library) HSMPolicies(slot uint) (map[uint]uint, error) {
-	return l.policies(GetHSMPolicySet, slot)
-}
-
-func (l *Library) policies(which Function, slot uint) (map[uint]uint, error) {
-	f, err := l.need(which)
-	if err != nil {
-		return nil, err
-	}
-	var nIDs, nValues C.ulong_t
-	if err := check(which, C.ca_policies(f, C.ulong_t(slot), nil, &nIDs, nil, &nValues)); err != nil {
-		return nil, err
-	}
-	n := max(nIDs, nValues)
-	if n > maxPolicies {
-		return nil, fmt.Errorf("%s speaks of %d policies: %w", which, n, pkcs11.Error(pkcs11.CKR_GENERAL_ERROR))
-	}
-	if n == 0 {
-		return map[uint]uint{}, nil
-	}
-	ids, values := make([]C.ulong_t, n), make([]C.ulong_t, n)
-	nIDs, nValues = n, n
-	if err := check(which, C.ca_policies(f, C.ulong_t(slot), &ids[0], &nIDs, &values[0], &nValues)); err != nil {
-		return nil, err
-	}
-	all := map[uint]uint{}
-	for i := range min(nIDs, nValues, n) {
-		all[uint(ids[i])] = uint(values[i])
-	}
-	return all, nil
-}
-
 // Container returns the number of the partition that a session is in.
 func (l *Library) Container(session pkcs11.SessionHandle) (uint, error) {
 	f, err := l.need(GetSessionInfo)

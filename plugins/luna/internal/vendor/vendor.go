@@ -31,7 +31,9 @@ const (
 	SetApplicationID
 	GetFirmwareVersion
 	GetTokenPolicies
+	GetTokenCapabilities
 	GetHSMPolicySet
+	GetHSMCapabilitySet
 	GetSessionInfo
 	GetContainerStatus
 	GetContainerStorageInformation
@@ -62,7 +64,9 @@ var names = [functions]string{ // :: function → symbol
 	SetApplicationID:                    "CA_SetApplicationID",
 	GetFirmwareVersion:                  "CA_GetFirmwareVersion",
 	GetTokenPolicies:                    "CA_GetTokenPolicies",
+	GetTokenCapabilities:                "CA_GetTokenCapabilities",
 	GetHSMPolicySet:                     "CA_GetHSMPolicySet",
+	GetHSMCapabilitySet:                 "CA_GetHSMCapabilitySet",
 	GetSessionInfo:                      "CA_GetSessionInfo",
 	GetContainerStatus:                  "CA_GetContainerStatus",
 	GetContainerStorageInformation:      "CA_GetContainerStorageInformation",

@@ -99,6 +99,29 @@ N CA_GetHSMPolicySet(N slot, N *ids, N *n, N *values, N *m)
 	return OK;
 }
 
+/* Changes its mind once: has more when it is asked for them, and never stops where CASE is 4. */
+N CA_GetTokenCapabilities(N slot, N *ids, N *n, N *values, N *m)
+{
+	(void)slot;
+	if (ids == NULL)
+		return *n = *m = 1, OK;
+	if (*n < 2 || CASE == 4)
+		return *n *= 2, *m = *n, TOO_SMALL;
+	ids[0] = 4, ids[1] = 7, values[0] = 1, values[1] = 0;
+	*n = *m = 2;
+	return OK;
+}
+
+/* Says that it has written three, and has written one. */
+N CA_GetHSMCapabilitySet(N slot, N *ids, N *n, N *values, N *m)
+{
+	(void)slot;
+	if (ids != NULL)
+		ids[0] = 7, values[0] = 1;
+	*n = *m = 3;
+	return OK;
+}
+
 N CA_SIMInsert(N h, N m, N form, N *sizes, B **secrets, N len, B *blob, N *count, N *objects)
 {
 	(void)h, (void)m, (void)form, (void)sizes, (void)secrets, (void)len, (void)blob;
