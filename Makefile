@@ -5,7 +5,7 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo mariadb-demo test lint unit e2e chaos rekey resync restore-drill fuzz bench proto deps deps-mariadb clean
+.PHONY: help build demo mariadb-demo test modules lint unit e2e chaos rekey resync restore-drill fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,14 +25,17 @@ mariadb-demo: deps deps-mariadb build ## an unmodified MariaDB whose keys are in
 
 test: deps lint unit e2e ## everything that has to pass: lint, race tests, end to end on SoftHSM
 
-lint: ## gofmt, vet, staticcheck
+modules:
+	@.ci/modules
+
+lint: modules ## gofmt, vet, staticcheck
 	.ci/lint
 
-unit: deps deps-mariadb ## every package with the race detector
+unit: deps deps-mariadb modules ## every package with the race detector
 	CGO_ENABLED=0 $(GO) build ./cmd/kmsd ./kms ./kms/client
 	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
 
-e2e: deps deps-mariadb ## real tokens, real processes, real signals
+e2e: deps deps-mariadb modules ## real tokens, real processes, real signals
 	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 
 # A new seed is drawn unless one is given.
