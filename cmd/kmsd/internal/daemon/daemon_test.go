@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,11 +23,31 @@ import (
 	"kmsd/kms/client"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 // driver makes what passes for a token, and is of no use as a driver: members that
 // have it are down.
 const driver = "#!/bin/sh\n[ \"$1\" = init-token ]\n"
+
+// drivers is the folder that has it. It is written before any process is started: a fork
+// of another goroutine has every open file for a moment, and what is open to be written
+// cannot be run.
+var drivers string
+
+func TestMain(m *testing.M) {
+	var err error
+	if drivers, err = os.MkdirTemp("", "kmsd-drivers"); err == nil {
+		err = os.WriteFile(filepath.Join(drivers, "kmsd-driver-softhsm"), []byte(driver), 0o755)
+	}
+	if err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(drivers)
+		os.Exit(code)
+	}))
+}
+
+// patience is for what comes sooner or later.
+const patience = time.Minute
 
 // running is a daemon in this process.
 type running struct {
@@ -44,10 +65,6 @@ func start(t *testing.T) *running {
 // prepare makes what a daemon needs.
 func prepare(t *testing.T) *dev.Site {
 	t.Helper()
-	drivers := t.TempDir()
-	if err := os.WriteFile(filepath.Join(drivers, "kmsd-driver-softhsm"), []byte(driver), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	// A short name, for the socket in it.
 	dir, err := os.MkdirTemp("", "kmsd")
 	if err != nil {
@@ -111,7 +128,7 @@ func (r *running) client(t *testing.T) *client.Client {
 // await waits until the log holds text.
 func (r *running) await(t *testing.T, text string) {
 	t.Helper()
-	if !r.log.await(text, 10*time.Second) {
+	if !r.log.await(text, patience) {
 		t.Fatalf("the log never says %q:\n%s", text, r.log)
 	}
 }
@@ -162,21 +179,11 @@ func TestAStaleSocketIsReplaced(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false) // as after SIGKILL
 	l.Close()
-	again, err := dev.Prepare(t.Context(), dev.Options{Dir: r.site.Dir, Listen: "127.0.0.1:0", DriverDir: driverDir(t, r)})
+	again, err := dev.Prepare(t.Context(), dev.Options{Dir: r.site.Dir, Listen: "127.0.0.1:0", DriverDir: drivers})
 	if err != nil {
 		t.Fatal(err)
 	}
 	run(t, again)
-}
-
-// driverDir finds where the drivers of a site are.
-func driverDir(t *testing.T, r *running) string {
-	t.Helper()
-	cfg, err := config.Load(r.site.Config, config.Options{Environ: []string{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg.DriverDir
 }
 
 func TestSIGHUPReadsAnewAndKeepsTheOldOnAFault(t *testing.T) {
@@ -188,16 +195,14 @@ func TestSIGHUPReadsAnewAndKeepsTheOldOnAFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, tokens, "tokens: nonsense\n")
-	hangUp(t)
+	r.reload(t)
 	r.await(t, `"what":"tokens and policies"`)
 	r.await(t, "the old stays in force")
 	if _, err := c.Keys(t.Context(), api.ListOptions{}); err != nil {
 		t.Errorf("the old tokens are not in force: %v", err)
 	}
 	write(t, tokens, "tokens: []\n")
-	r.log.reset()
-	hangUp(t)
-	r.await(t, `"what":"certificates"`)
+	r.reload(t)
 	if _, err := c.Keys(t.Context(), api.ListOptions{}); err == nil {
 		t.Error("a token that was taken out is still let in")
 	}
@@ -207,9 +212,7 @@ func TestSIGHUPReadsAnewAndKeepsTheOldOnAFault(t *testing.T) {
 	if err := os.Rename(trail, trail+".1"); err != nil {
 		t.Fatal(err)
 	}
-	r.log.reset()
-	hangUp(t)
-	r.await(t, `"what":"certificates"`)
+	r.reload(t)
 	if _, err := c.Keys(t.Context(), api.ListOptions{}); err != nil {
 		t.Errorf("the new tokens are not in force: %v", err)
 	}
@@ -226,7 +229,7 @@ func TestCertificatesAreReadAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hangUp(t)
+	r.reload(t)
 	r.await(t, "server.pem: no such file or directory")
 	if serverSerial(t, r) != before {
 		t.Error("the old certificate is not in force")
@@ -259,26 +262,29 @@ func TestASecondDaemonOnTheSameFilesIsRefused(t *testing.T) {
 }
 
 func TestAStopDuringTheStartIsNoFailure(t *testing.T) {
-	r := start(t)
-	r.stop()
+	site := prepare(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	err := daemon.Run(ctx, daemon.Options{
-		Load: func() (*config.Config, error) { return config.Load(r.site.Config, config.Options{Environ: []string{}}) },
-		Log:  &buffer{},
+		Load:      func() (*config.Config, error) { return config.Load(site.Config, config.Options{Environ: []string{}}) },
+		Listeners: site.Listeners,
+		Log:       &buffer{},
 	})
-	if err != nil {
+	if err := errors.Join(err, site.Close()); err != nil {
 		t.Errorf("got %v", err)
 	}
 }
 
-// hangUp sends SIGHUP to the daemon, which is this process. It has to be caught, so a
-// daemon must run.
-func hangUp(t *testing.T) {
+// reload sends SIGHUP to the daemon, which is this process, and returns when the last of
+// what it asks for has been done; the log then begins with the first. The signal has to be
+// caught, so the daemon must run, and no other.
+func (r *running) reload(t *testing.T) {
 	t.Helper()
+	r.log.reset()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
+	r.await(t, `"what":"the configuration"`)
 }
 
 func write(t *testing.T, path, text string) {

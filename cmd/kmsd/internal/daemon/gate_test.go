@@ -162,10 +162,10 @@ func gate(t *testing.T, w *world, databases []string, before func(daemon.Gate)) 
 	return g
 }
 
-// freeAddr finds an address that nobody serves.
+// freeAddr finds an address that nobody serves, and no other process will.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", devserver.OwnHost()+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func freeAddr(t *testing.T) string {
 // await waits until the gate is open, or closed.
 func (g *gated) await(t *testing.T, open bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err := devserver.Poll(ctx, func() error {
 		conn, err := net.Dial("tcp", g.addr)
@@ -253,7 +253,7 @@ func TestTheGateWaitsForItsPort(t *testing.T) {
 	}
 	w.serves("a", true, api.EventGroup)
 	const said = "the listener for databases cannot be opened; trying again"
-	if !g.log.await(said, 10*time.Second) {
+	if !g.log.await(said, patience) {
 		t.Fatalf("the log does not say so:\n%s", g.log)
 	}
 	for range 3 {
@@ -266,7 +266,7 @@ func TestTheGateWaitsForItsPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.await(t, true)
-	if !g.log.await("open for databases", 10*time.Second) || !g.Serving() {
+	if !g.log.await("open for databases", patience) || !g.Serving() {
 		t.Error("it does not count as open")
 	}
 	if n := strings.Count(g.log.String(), said); n != 1 {

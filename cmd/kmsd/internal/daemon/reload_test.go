@@ -42,9 +42,7 @@ func (r *running) edit(t *testing.T, change func(text string) string) {
 		t.Fatal(err)
 	}
 	write(t, r.site.Config, change(string(text)))
-	r.log.reset()
-	hangUp(t)
-	r.await(t, `"what":"the configuration"`)
+	r.reload(t)
 }
 
 func TestMembersFollowTheFile(t *testing.T) {
@@ -190,8 +188,15 @@ func keepShop(t *testing.T, path string) {
 }
 
 func TestDatabasesFindNobodyWhileTheGroupIsLost(t *testing.T) {
-	r := start(t)
-	if conn, err := net.Dial("tcp", strings.TrimPrefix(r.site.VaultAddr, "https://")); err == nil {
+	site := prepare(t)
+	text, err := os.ReadFile(site.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	databases := freeAddr(t)
+	write(t, site.Config, strings.ReplaceAll(string(text), site.VaultAddr, "https://"+databases))
+	r := run(t, site)
+	if conn, err := net.Dial("tcp", databases); err == nil {
 		conn.Close()
 		t.Error("the listener for databases is open")
 	}

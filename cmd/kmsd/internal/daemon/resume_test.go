@@ -55,9 +55,7 @@ func TestASessionDoesNotOutliveItsClientCA(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(r.site.Dir, "ca.pem"), string(ca))
-	r.log.reset()
-	hangUp(t)
-	r.await(t, `"what":"certificates"`)
+	r.reload(t)
 	if status, resumed := ask(); status == http.StatusOK {
 		t.Errorf("a certificate of the old CA is good for %d, resumed: %v", status, resumed)
 	}

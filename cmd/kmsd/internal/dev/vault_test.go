@@ -60,6 +60,7 @@ func TestADatabaseFindsItsMount(t *testing.T) {
 
 func TestThePortOfDatabasesStaysTheSame(t *testing.T) {
 	opts := newOptions(t)
+	opts.Listen = devserver.OwnHost() + ":0" // where nobody takes it between two starts
 	start := func() string {
 		t.Helper()
 		s := prepare(t, opts)
