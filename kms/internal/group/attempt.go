@@ -35,6 +35,7 @@ func (d *dispatch) start(how beginning) bool {
 		}
 	}
 	g.mu.Lock()
+	d.seen = g.changed
 	if g.closed {
 		g.mu.Unlock()
 		return false

@@ -57,6 +57,7 @@ type dispatch struct {
 	second   bool  // on the second round, with members that have come back
 	lastErr  error // of the last attempt that failed
 
+	seen   <-chan struct{}  // closed when a member's state has changed since one was last looked for
 	slow   <-chan time.Time // fires when it is time to ask what the command needs; nil: no hedging
 	asked  int              // how often that was asked in vain
 	hedged bool             // it was, within the budget
@@ -216,9 +217,7 @@ func (d *dispatch) wait() {
 	if d.busy != 0 && d.room == nil {
 		d.room = time.After(d.nextPause())
 	}
-	d.g.mu.Lock()
-	d.changed = d.g.changed
-	d.g.mu.Unlock()
+	d.changed = d.seen
 }
 
 // launch starts an attempt when none is live, if need be after waiting for a
@@ -230,8 +229,9 @@ func (d *dispatch) launch() error {
 			continue
 		}
 		d.g.mu.Lock()
-		closed, changed, returning := d.g.closed, d.g.changed, d.g.returningLocked(time.Now())
+		closed, returning := d.g.closed, d.g.returningLocked(time.Now())
 		d.g.mu.Unlock()
+		changed := d.seen
 		var room <-chan time.Time
 		switch {
 		case closed:
@@ -241,6 +241,8 @@ func (d *dispatch) launch() error {
 		case d.busy != 0:
 			room = time.After(d.nextPause())
 			changed = nil
+		case d.outdated():
+			continue // one that was not back yet may be back now, and not be returning any more
 		case d.second && d.failed != 0, !returning:
 			return d.lost()
 		case patience == nil:
@@ -257,6 +259,16 @@ func (d *dispatch) launch() error {
 		}
 	}
 	return nil
+}
+
+// outdated reports whether a member's state has changed since one was last looked for.
+func (d *dispatch) outdated() bool {
+	select {
+	case <-d.seen:
+		return true
+	default:
+		return false
+	}
 }
 
 // beside sends the command to one more member when it needs that, and sees to it

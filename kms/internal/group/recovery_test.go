@@ -29,6 +29,35 @@ func TestALostMemberIsBackAtOnce(t *testing.T) {
 	})
 }
 
+// TestACommandThatComesAsAMemberComesBackIsServed: whether it finds the member on its way
+// back, or there, or comes in between.
+func TestACommandThatComesAsAMemberComesBackIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []string{"a"}, func(c *group.Config) {
+			connect := c.Members[0].Connect
+			c.Members[0].Connect = func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {
+				elapse(time.Second)
+				return connect(ctx)
+			}
+		}).start()
+		for range 20 {
+			elapse(time.Minute) // it is no member that is lost again and again
+			r.hsms["a"].crash()
+			synctest.Wait()
+			var wg sync.WaitGroup
+			for range 100 {
+				wg.Go(func() {
+					elapse(time.Second)
+					if _, err := r.do(); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+		}
+	})
+}
+
 func TestRecoveryBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, []string{"a", "b"}, func(c *group.Config) { c.Recovery.Interval = 4 * time.Second }).start()
