@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-plugin"
@@ -24,6 +25,13 @@ var programs = map[string]func() int{
 	},
 	"crash": func() int {
 		fmt.Fprintln(os.Stderr, "cannot find\x1b[2J my library")
+		return 7
+	},
+	"farewell": func() int {
+		for range 90 { // more than go-plugin reads at once, and less than what fits into a pipe besides
+			fmt.Fprintln(os.Stderr, strings.Repeat("x", 1000))
+		}
+		fmt.Fprintln(os.Stderr, "my last words")
 		return 7
 	},
 	"garbage": func() int {

@@ -11,8 +11,10 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-plugin/runner"
+	"golang.org/x/sys/unix"
 )
 
 // osProcess is the process of one driver, as go-plugin's runner.Runner.
@@ -90,6 +92,39 @@ func (o *osProcess) live(started chan<- error) {
 	o.pid = o.cmd.Process.Pid
 	started <- nil
 	_ = o.cmd.Wait() // ProcessState has it
+}
+
+// drain closes the pipes of a process that has ended once what it has said is read. What a
+// driver says before it ends tells why, and its reader may be late on a busy machine.
+func (o *osProcess) drain(read <-chan struct{}) {
+	look := time.NewTicker(drainPause)
+	defer look.Stop()
+	for range drainLooks {
+		select {
+		case <-read:
+			return
+		case <-look.C:
+		}
+		if !unread(o.stdout) && !unread(o.stderr) {
+			break
+		}
+	}
+	o.closePipes()
+}
+
+// unread reports whether something is in a pipe. There is nothing in one that is closed.
+func unread(f *os.File) bool {
+	pipe, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var some bool
+	err = pipe.Control(func(fd uintptr) {
+		look := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(look, 0)
+		some = err == nil && n == 1 && look[0].Revents&unix.POLLIN != 0
+	})
+	return err == nil && some
 }
 
 func (o *osProcess) kill() {

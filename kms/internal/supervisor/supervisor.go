@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -23,11 +24,15 @@ import (
 )
 
 const (
-	// startTimeout is how long a driver may take from its start to the handshake.
-	startTimeout = 10 * time.Second
-	// drain is how long the pipes of a driver that has ended stay open for what is
-	// in them, in case a child of the driver's keeps them from ending.
-	drain = 500 * time.Millisecond
+	// startTimeout is how long a driver may take from its start to the handshake. It does
+	// not wait for an HSM yet, but a machine that starts with a hundred of them does: to
+	// kill those that are late, and begin anew, would keep it from ever being done. It is
+	// shorter than what a group has for a connection, whose failure says less.
+	startTimeout = 25 * time.Second
+	// A child of the driver's may keep the pipes of one that has ended from ending, so
+	// they are looked at now and then, and closed when nothing is in them, or at last.
+	drainPause = 500 * time.Millisecond
+	drainLooks = 60
 )
 
 // Spec says what to start.
@@ -181,9 +186,12 @@ func shakeHands(client *plugin.Client) (*pluginproto.Client, error) {
 func (p *Process) bury(client *plugin.Client) {
 	defer close(p.gone)
 	<-p.os.ended
-	late := time.AfterFunc(drain, p.os.closePipes)
-	client.Kill() // ends go-plugin's goroutines and the connection
-	late.Stop()
+	read := make(chan struct{})
+	var drained sync.WaitGroup
+	drained.Go(func() { p.os.drain(read) })
+	client.Kill() // waits for go-plugin's readers of the pipes, and ends the connection
+	close(read)
+	drained.Wait()
 	p.os.closePipes()
 }
 

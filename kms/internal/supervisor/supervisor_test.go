@@ -70,12 +70,12 @@ func start(t *testing.T) *supervisor.Process {
 	return p
 }
 
-func wantGone(t *testing.T, p *supervisor.Process, within time.Duration) {
+func wantGone(t *testing.T, p *supervisor.Process) {
 	t.Helper()
 	select {
 	case <-p.Done():
-	case <-time.After(within):
-		t.Fatalf("the process is still there after %v", within)
+	case <-time.After(patience):
+		t.Fatalf("the process is still there after %v", patience)
 	}
 	if err := syscall.Kill(p.PID(), 0); !errors.Is(err, syscall.ESRCH) {
 		t.Errorf("process %d is still known to the kernel: %v", p.PID(), err)
@@ -135,7 +135,7 @@ func TestADriverServesUntilItIsClosed(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
-	wantGone(t, p, patience)
+	wantGone(t, p)
 	wantNoDirectories(t)
 }
 
@@ -158,16 +158,16 @@ func TestKillEndsAFrozenDriverWithAllThatWaitsForIt(t *testing.T) {
 	if err := <-failed; pluginproto.ClassOf(err) != pluginproto.ClassMember {
 		t.Errorf("the command that waited got %v", err)
 	}
-	wantGone(t, p, patience)
+	wantGone(t, p)
 	wantNoDirectories(t)
 }
 
-func TestTheEndOfADriverIsNoticedAtOnce(t *testing.T) {
+func TestTheEndOfADriverIsNoticed(t *testing.T) {
 	p := start(t)
 	if err := syscall.Kill(p.PID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	wantGone(t, p, probeInterval)
+	wantGone(t, p) // though nobody has asked it anything
 	if _, err := p.Do(t.Context(), pluginproto.Command{Op: pluginproto.OpProbe}); pluginproto.ClassOf(err) != pluginproto.ClassMember {
 		t.Errorf("a command after the end got %v", err)
 	}
@@ -187,7 +187,7 @@ func TestTheProgramHasToBeTheOneThatWasAskedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.Kill()
-		wantGone(t, p, patience)
+		wantGone(t, p)
 	}
 	for _, c := range []struct {
 		name string
@@ -266,7 +266,7 @@ func TestAStartEndsWithItsContext(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	if d := time.Since(began); d > patience/2 { // the handshake had not been given up
+	if d := time.Since(began); d > startTimeout/2 { // the handshake had not been given up
 		t.Errorf("Start took %v", d)
 	}
 	if _, err := supervisor.Start(ctx, supervisor.Spec{Name: "a", Path: path, Insecure: true}); !errors.Is(err, context.DeadlineExceeded) {
@@ -331,6 +331,31 @@ func TestWhatADriverPrintsReachesTheLogAsText(t *testing.T) {
 	wantFailure(t, err, "exit status 7", false)
 	if said := log.String(); !strings.Contains(said, "cannot find?[2J my library") || strings.Contains(said, "\x1b") {
 		t.Errorf("the log says %q", said)
+	}
+}
+
+// lateJournal is a log that takes its time for the first line of a driver.
+type lateJournal struct {
+	journal
+	once sync.Once
+}
+
+func (j *lateJournal) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("xxxx")) {
+		j.once.Do(func() { <-time.After(1500 * time.Millisecond) })
+	}
+	return j.journal.Write(p)
+}
+
+func TestTheLastWordsOfADriverAreReadHoweverLateThatIs(t *testing.T) {
+	var log lateJournal
+	_, err := supervisor.Start(t.Context(), supervisor.Spec{
+		Name: "a", Path: program(t, "farewell"), Insecure: true,
+		Logger: hclog.New(&hclog.LoggerOptions{Output: &log, Level: hclog.Debug}),
+	})
+	wantFailure(t, err, "exit status 7", false)
+	if said := log.String(); !strings.Contains(said, "my last words") {
+		t.Errorf("the last that the log says is %q", said[max(0, len(said)-300):])
 	}
 }
 
