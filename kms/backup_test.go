@@ -158,11 +158,14 @@ func TestBackupRestoresToEmptyTokens(t *testing.T) {
 }
 
 func TestRestoreIsRefusedBeforeItChangesAnything(t *testing.T) {
-	old := exporting(newRig(t, 2)).mustStart()
-	small(old)
 	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	var file []byte
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 2)).mustStart()
+		small(old)
+		file = old.backedUp(id)
+		old.stop()
+	})
 
 	for _, c := range []struct {
 		name  string
@@ -183,22 +186,24 @@ func TestRestoreIsRefusedBeforeItChangesAnything(t *testing.T) {
 		{"a group without members", func(r *rig) { r.group.Members = nil; r.group.MinCopies = 1 }, fileOf(file, id), kms.ErrBadRequest, "min_copies"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			next := exporting(newRig(t, 2))
-			if c.alter != nil {
-				c.alter(next)
-			}
-			_, err := next.restore(c.file)
-			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("error %v, want %v and %q", err, c.is, c.says)
-			}
-			for _, h := range next.hsms {
-				if n := len(h.token.Keys()); n > 0 {
-					t.Errorf("%s has %d keys", h.name, n)
+			synctest.Test(t, func(t *testing.T) {
+				next := exporting(newRig(t, 2))
+				if c.alter != nil {
+					c.alter(next)
 				}
-			}
-			if rev, err := next.disk.Reopen().Rev(t.Context()); err != nil || rev != 0 {
-				t.Errorf("the catalog is at %d, %v", rev, err)
-			}
+				_, err := next.restore(c.file)
+				if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("error %v, want %v and %q", err, c.is, c.says)
+				}
+				for _, h := range next.hsms {
+					if n := len(h.token.Keys()); n > 0 {
+						t.Errorf("%s has %d keys", h.name, n)
+					}
+				}
+				if rev, err := next.disk.Reopen().Rev(t.Context()); err != nil || rev != 0 {
+					t.Errorf("the catalog is at %d, %v", rev, err)
+				}
+			})
 		})
 	}
 }
@@ -288,69 +293,77 @@ func TestRestoreDoesWithoutAMemberThatIsLost(t *testing.T) {
 }
 
 func TestAKeyInTheWayIsNotOverwritten(t *testing.T) {
-	old := exporting(newRig(t, 2)).mustStart()
-	old.create("shop")
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	ids := old.hsms[0].token.Keys()
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 2)).mustStart()
+		old.create("shop")
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		ids := old.hsms[0].token.Keys()
+		old.stop()
 
-	next := exporting(newRig(t, 2))
-	d := memdriver.New(memdriver.Options{Token: next.hsms[1].token})
-	if _, err := d.Open(t.Context(), pluginproto.OpenRequest{PIN: []byte(memdriver.PIN), Domain: make([]byte, 32)}); err != nil {
-		t.Fatal(err)
-	}
-	there, err := d.Generate(t.Context(), pluginproto.KeySpec{ID: ids[0], Type: pluginproto.AES256})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := next.restore(fileOf(file, id)); !errors.Is(err, kms.ErrInsufficientCopies) {
-		t.Errorf("error %v", err)
-	}
-	if o, err := d.Inspect(t.Context(), ids[0]); err != nil || !bytes.Equal(o.CheckValue, there.CheckValue) {
-		t.Errorf("the key that was in the way: %+v, %v", o, err)
-	}
+		next := exporting(newRig(t, 2))
+		d := memdriver.New(memdriver.Options{Token: next.hsms[1].token})
+		if _, err := d.Open(t.Context(), pluginproto.OpenRequest{PIN: []byte(memdriver.PIN), Domain: make([]byte, 32)}); err != nil {
+			t.Fatal(err)
+		}
+		there, err := d.Generate(t.Context(), pluginproto.KeySpec{ID: ids[0], Type: pluginproto.AES256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := next.restore(fileOf(file, id)); !errors.Is(err, kms.ErrInsufficientCopies) {
+			t.Errorf("error %v", err)
+		}
+		if o, err := d.Inspect(t.Context(), ids[0]); err != nil || !bytes.Equal(o.CheckValue, there.CheckValue) {
+			t.Errorf("the key that was in the way: %+v, %v", o, err)
+		}
+	})
 }
 
 func TestBackupMovesOnWhenAMemberDies(t *testing.T) {
-	r := exporting(newRig(t, 2)).mustStart()
-	defer r.stop()
-	small(r)
-	r.hsms[0].driver().Script(memdriver.Fault{Call: memdriver.CallCloneStep, Times: 1, Err: &pluginproto.Error{
-		Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "cloning",
-	}})
-	id := newIdentity(t)
-	if _, err := backup.Verify(bytes.NewReader(r.backedUp(id)), id); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := exporting(newRig(t, 2)).mustStart()
+		defer r.stop()
+		small(r)
+		r.hsms[0].driver().Script(memdriver.Fault{Call: memdriver.CallCloneStep, Times: 1, Err: &pluginproto.Error{
+			Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "cloning",
+		}})
+		id := newIdentity(t)
+		if _, err := backup.Verify(bytes.NewReader(r.backedUp(id)), id); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestBackupNamesTheMemberWhoseKeysStayOnTokens(t *testing.T) {
-	r := newRig(t, 2).mustStart()
-	defer r.stop()
-	r.create("shop")
-	var b bytes.Buffer
-	_, err := r.Backup(t.Context(), &b, []string{newIdentity(t).Recipient().String()})
-	wantError(t, err, kms.ErrState, "go from token to token only and cannot be put in a file: it clones by memory, which needs both tokens")
-	if e := (*api.Error)(nil); !errors.As(err, &e) || !strings.HasPrefix(e.Member, "hsm-") {
-		t.Errorf("error %+v names no member", e)
-	}
-	if b.Len() > 0 {
-		t.Errorf("%d bytes are written, after which nobody can be told why", b.Len())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		r.create("shop")
+		var b bytes.Buffer
+		_, err := r.Backup(t.Context(), &b, []string{newIdentity(t).Recipient().String()})
+		wantError(t, err, kms.ErrState, "go from token to token only and cannot be put in a file: it clones by memory, which needs both tokens")
+		if e := (*api.Error)(nil); !errors.As(err, &e) || !strings.HasPrefix(e.Member, "hsm-") {
+			t.Errorf("error %+v names no member", e)
+		}
+		if b.Len() > 0 {
+			t.Errorf("%d bytes are written, after which nobody can be told why", b.Len())
+		}
+	})
 }
 
 func TestBackupRefusesRecipientsThatAreNone(t *testing.T) {
-	r := exporting(newRig(t, 1)).mustStart()
-	defer r.stop()
-	for _, recipients := range [][]string{nil, {"age1nobody"}, {newIdentity(t).String()}} {
-		var b bytes.Buffer
-		_, err := r.Backup(t.Context(), &b, recipients)
-		wantError(t, err, kms.ErrBadRequest, "making a backup")
-		if b.Len() > 0 {
-			t.Errorf("%d bytes are written", b.Len())
+	synctest.Test(t, func(t *testing.T) {
+		r := exporting(newRig(t, 1)).mustStart()
+		defer r.stop()
+		for _, recipients := range [][]string{nil, {"age1nobody"}, {newIdentity(t).String()}} {
+			var b bytes.Buffer
+			_, err := r.Backup(t.Context(), &b, recipients)
+			wantError(t, err, kms.ErrBadRequest, "making a backup")
+			if b.Len() > 0 {
+				t.Errorf("%d bytes are written", b.Len())
+			}
 		}
-	}
+	})
 }
 
 func TestADestructionMeanwhileSpoilsABackup(t *testing.T) {
@@ -384,32 +397,34 @@ func TestADestructionMeanwhileSpoilsABackup(t *testing.T) {
 }
 
 func TestProvingABackupLeavesNothingBehind(t *testing.T) {
-	old := exporting(newRig(t, 2)).mustStart()
-	small(old)
-	id := newIdentity(t)
-	file := old.backedUp(id)
-	old.stop()
+	synctest.Test(t, func(t *testing.T) {
+		old := exporting(newRig(t, 2)).mustStart()
+		small(old)
+		id := newIdentity(t)
+		file := old.backedUp(id)
+		old.stop()
 
-	next := exporting(newRig(t, 2))
-	next.hsms[1].leave() // one of the group is enough
-	told := 0
-	f := fileOf(file, id)
-	var mu sync.Mutex // guards told
-	f.Progress = func(done, total int) {
-		mu.Lock()
-		defer mu.Unlock()
-		told = max(told, done)
-	}
-	cfg := kms.Config{Groups: []kms.GroupConfig{next.group}}
-	contents, err := kms.ProveBackup(t.Context(), cfg, f)
-	if err != nil || contents.Versions != 7 || told != 7 {
-		t.Errorf("%+v, told of %d, %v", contents, told, err)
-	}
-	if n := len(next.hsms[0].token.Keys()); n > 0 {
-		t.Errorf("%d keys are left behind", n)
-	}
-	cfg.Groups[0].Domain = func(context.Context) ([]byte, error) { return bytes.Repeat([]byte{8}, 32), nil }
-	if _, err := kms.ProveBackup(t.Context(), cfg, f); !errors.Is(err, kms.ErrState) {
-		t.Errorf("of another domain: %v", err)
-	}
+		next := exporting(newRig(t, 2))
+		next.hsms[1].leave() // one of the group is enough
+		told := 0
+		f := fileOf(file, id)
+		var mu sync.Mutex // guards told
+		f.Progress = func(done, total int) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = max(told, done)
+		}
+		cfg := kms.Config{Groups: []kms.GroupConfig{next.group}}
+		contents, err := kms.ProveBackup(t.Context(), cfg, f)
+		if err != nil || contents.Versions != 7 || told != 7 {
+			t.Errorf("%+v, told of %d, %v", contents, told, err)
+		}
+		if n := len(next.hsms[0].token.Keys()); n > 0 {
+			t.Errorf("%d keys are left behind", n)
+		}
+		cfg.Groups[0].Domain = func(context.Context) ([]byte, error) { return bytes.Repeat([]byte{8}, 32), nil }
+		if _, err := kms.ProveBackup(t.Context(), cfg, f); !errors.Is(err, kms.ErrState) {
+			t.Errorf("of another domain: %v", err)
+		}
+	})
 }

@@ -181,10 +181,12 @@ func TestCheckOfAMemberThatHangsEndsInTimeAndStillSaysTheRest(t *testing.T) {
 }
 
 func TestCheckOfAGroupThatThereIsNot(t *testing.T) {
-	r := newRig(t, 1).mustStart()
-	defer r.stop()
-	_, err := r.Check(t.Context(), "other")
-	wantError(t, err, kms.ErrNotFound, `there is no group "other"`)
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1).mustStart()
+		defer r.stop()
+		_, err := r.Check(t.Context(), "other")
+		wantError(t, err, kms.ErrNotFound, `there is no group "other"`)
+	})
 }
 
 func TestACanaryIsLeftNowhere(t *testing.T) {

@@ -232,38 +232,40 @@ func TestKeysOfAllTypesAreMade(t *testing.T) {
 }
 
 func TestWrongOptions(t *testing.T) {
-	r := newRig(t, 2).mustStart()
-	defer r.stop()
-	r.create("shop")
-	three, minus := 3, kms.Duration(-1)
-	for _, c := range []struct {
-		name string
-		do   func() error
-		text string
-	}{
-		{"a key type that does not exist", func() error {
-			_, err := r.CreateMasterKey(t.Context(), "x", kms.KeyOptions{Type: "des"})
-			return err
-		}, `there is no key type "des"`},
-		{"more copies than members", func() error {
-			_, err := r.CreateMasterKey(t.Context(), "x", kms.KeyOptions{MinCopies: 3})
-			return err
-		}, "min_copies is 3, want 1 to 2"},
-		{"more copies than members, later", func() error {
-			_, err := r.UpdateKey(t.Context(), "shop", kms.KeyUpdate{MinCopies: &three})
-			return err
-		}, "min_copies is 3, want 1 to 2"},
-		{"a rotation period that lies in the past", func() error {
-			_, err := r.UpdateKey(t.Context(), "shop", kms.KeyUpdate{RotationPeriod: &minus})
-			return err
-		}, "rotation_period is -1ns"},
-		{"a page without keys", func() error {
-			_, err := r.Keys(t.Context(), kms.ListOptions{Limit: -1})
-			return err
-		}, "limit is -1, want 1 to 1000"},
-	} {
-		wantError(t, c.do(), kms.ErrBadRequest, c.text)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		defer r.stop()
+		r.create("shop")
+		three, minus := 3, kms.Duration(-1)
+		for _, c := range []struct {
+			name string
+			do   func() error
+			text string
+		}{
+			{"a key type that does not exist", func() error {
+				_, err := r.CreateMasterKey(t.Context(), "x", kms.KeyOptions{Type: "des"})
+				return err
+			}, `there is no key type "des"`},
+			{"more copies than members", func() error {
+				_, err := r.CreateMasterKey(t.Context(), "x", kms.KeyOptions{MinCopies: 3})
+				return err
+			}, "min_copies is 3, want 1 to 2"},
+			{"more copies than members, later", func() error {
+				_, err := r.UpdateKey(t.Context(), "shop", kms.KeyUpdate{MinCopies: &three})
+				return err
+			}, "min_copies is 3, want 1 to 2"},
+			{"a rotation period that lies in the past", func() error {
+				_, err := r.UpdateKey(t.Context(), "shop", kms.KeyUpdate{RotationPeriod: &minus})
+				return err
+			}, "rotation_period is -1ns"},
+			{"a page without keys", func() error {
+				_, err := r.Keys(t.Context(), kms.ListOptions{Limit: -1})
+				return err
+			}, "limit is -1, want 1 to 1000"},
+		} {
+			wantError(t, c.do(), kms.ErrBadRequest, c.text)
+		}
+	})
 }
 
 func TestOpenNamesAllFaults(t *testing.T) {
@@ -292,21 +294,23 @@ func TestOpenNamesAllFaults(t *testing.T) {
 }
 
 func TestMissingDriverProgramIsAMemberThatFailed(t *testing.T) {
-	r := newRig(t, 2)
-	r.group.MinCopies = 1
-	r.group.Members[1].Open = nil
-	k, err := kms.Open(t.Context(), kms.Config{
-		Catalog: r.disk.Reopen(), Groups: []kms.GroupConfig{r.group}, DriverDir: t.TempDir(), Insecure: true,
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2)
+		r.group.MinCopies = 1
+		r.group.Members[1].Open = nil
+		k, err := kms.Open(t.Context(), kms.Config{
+			Catalog: r.disk.Reopen(), Groups: []kms.GroupConfig{r.group}, DriverDir: t.TempDir(), Insecure: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.KMS = k
+		defer r.stop()
+		m := r.Status().Groups[0].Members[1]
+		if m.State != api.MemberFailed || !strings.Contains(m.Reason, "kmsd-driver-memory") {
+			t.Errorf("hsm-b is %s: %s", m.State, m.Reason)
+		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.KMS = k
-	defer r.stop()
-	m := r.Status().Groups[0].Members[1]
-	if m.State != api.MemberFailed || !strings.Contains(m.Reason, "kmsd-driver-memory") {
-		t.Errorf("hsm-b is %s: %s", m.State, m.Reason)
-	}
 }
 
 func TestChangeWithAnOpenEndIsFoundOut(t *testing.T) {
