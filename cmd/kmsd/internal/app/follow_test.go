@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"kmsd/cmd/kmsd/internal/app"
 	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/internal/devserver"
 	"kmsd/kms/api"
 )
 
@@ -59,30 +61,21 @@ func TestFollowShowsEventsUntilInterrupted(t *testing.T) {
 			t.Fatalf("got %q, want what has happened", lines.Text())
 		}
 	}
-	// The stream may not be open yet: make events until one is seen.
-	seen := make(chan struct{})
-	made := make(chan struct{})
-	go func() {
-		defer close(made)
-		for i := 0; ; i++ {
-			select {
-			case <-seen:
-				return
-			default:
-			}
-			if _, err := svc.CreateMasterKey(t.Context(), "shop-"+strings.Repeat("x", i%100), api.KeyOptions{}); err != nil {
-				if _, err := svc.Rotate(t.Context(), "shop-"); err != nil {
-					t.Error(err)
-					return
-				}
-			}
+	err := devserver.Poll(t.Context(), func() error { // the log may come before the stream
+		if svc.Readers() == 0 {
+			return errors.New("nobody listens to events")
 		}
-	}()
-	if !lines.Scan() || !strings.Contains(lines.Text(), "key  ") || !strings.Contains(lines.Text(), "shop-") {
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := svc.CreateMasterKey(t.Context(), "shop-db", api.KeyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !lines.Scan() || !strings.Contains(lines.Text(), "key  ") || !strings.Contains(lines.Text(), "shop-db") {
 		t.Errorf("got %q, want an event of a key", lines.Text())
 	}
-	close(seen)
-	<-made
 	interrupt()
 	for lines.Scan() {
 	}
