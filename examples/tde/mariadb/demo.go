@@ -5,8 +5,10 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -96,6 +98,9 @@ func (d *demo) startKmsd(ctx context.Context) (err error) {
 func (d *demo) startMariaDB(ctx context.Context) (err error) {
 	installed := filepath.Join(d.dir, "installed")
 	if err := mariadbtest.Install(ctx, installed); err != nil {
+		return err
+	}
+	if err := devserver.Poll(ctx, func() error { return d.connects(ctx) }); err != nil {
 		return err
 	}
 	// Of an option that is given twice the last one counts.
@@ -279,8 +284,22 @@ func (d *demo) loseAll(ctx context.Context) error {
 	if _, err := devserver.AwaitWhole(ctx, d.c); err != nil {
 		return err
 	}
+	// kmsd opens it a moment later, and a MariaDB that finds it closed does not start.
+	if err := devserver.Poll(ctx, func() error { return d.connects(ctx) }); err != nil {
+		return err
+	}
 	d.note("the HSMs are back, and so is the port")
 	return nil
+}
+
+// connects looks whether kmsd listens for databases.
+func (d *demo) connects(ctx context.Context) error {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(d.kmsd.Env.VaultAddr, "https://"))
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 func (d *demo) restart(ctx context.Context) error {
