@@ -10,7 +10,7 @@ import (
 )
 
 func TestDemo(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // it gives itself three
 	defer cancel()
 	out, err := exec.CommandContext(ctx, filepath.Join(bin, "mariadb-demo"), "--bin", bin).CombinedOutput()
 	t.Logf("\n%s", out)

@@ -42,7 +42,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	if err := mariadbtest.Install(ctx, installed); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -51,8 +51,9 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// startTimeout is for kmsd or MariaDB to answer, tokens made included.
-const startTimeout = 30 * time.Second
+// startTimeout is for kmsd or MariaDB to answer, tokens and files made included. How long that
+// takes is not what tests are about.
+const startTimeout = 3 * time.Minute
 
 // site is a kmsd and the MariaDB that has its keys there.
 type site struct {
@@ -221,7 +222,7 @@ func await(t *testing.T, limit time.Duration, check func(ctx context.Context) er
 }
 
 // recoveredIn is far more than a group of SoftHSM tokens takes to be whole again.
-const recoveredIn = 30 * time.Second
+const recoveredIn = 2 * time.Minute
 
 // awaitWhole waits until every member is active with every key.
 func (s *site) awaitWhole(t *testing.T) api.Group {

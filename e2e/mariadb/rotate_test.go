@@ -10,8 +10,9 @@ import (
 	"kmsd/kms/api"
 )
 
-// movedIn is within what MariaDB's threads have moved the pages of small tables.
-const movedIn = 20 * time.Second
+// movedIn is within what MariaDB's threads have moved the pages of small tables, on any
+// machine and disk.
+const movedIn = 2 * time.Minute
 
 // MariaDB moves pages that are more than one version behind: the first rotation is for what
 // is written from then on, the second moves what was there before the first.

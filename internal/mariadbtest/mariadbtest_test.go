@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // limit is far more than a start or an end takes.
-const limit = 30 * time.Second
+const limit = 2 * time.Minute
 
 func start(t *testing.T, s *mariadbtest.Server) {
 	t.Helper()
