@@ -85,6 +85,9 @@ func newSite(t *testing.T) *site {
 		}
 	})
 	s.dial()
+	if _, err := devserver.AwaitWhole(ctx, s.client); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -121,6 +124,9 @@ func (s *site) serve() {
 	}
 	s.server = server
 	s.dial()
+	if _, err := devserver.AwaitWhole(ctx, s.client); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func TestRekeySurvivesKillsAndLosesNothing(t *testing.T) {
