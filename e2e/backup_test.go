@@ -47,19 +47,28 @@ func TestRestoreDrill(t *testing.T) {
 	d := newDrill(t)
 	d.fill()
 	d.backUp()
-	d.s.Stop(t.Context())
+	d.stop()
 	d.verify()
 	d.erase()
 	d.refusals()
 	d.restore()
 	d.s = serve(t, d.s)
+	awaitWhole(t, dial(t, d.s), recoveredIn)
 	d.compare()
 	if out, code := d.kmsd("backup", "restore", d.file, "--identity", d.secret, "-c", d.config()); code != 1 || !strings.Contains(out, "in use") {
 		t.Errorf("restoring under a kmsd that runs: exit code %d, %s", code, out)
 	}
-	d.s.Stop(t.Context())
+	d.stop()
 	if out, code := d.kmsd("backup", "restore", d.file, "--identity", d.secret, "-c", d.config()); code != 1 || !strings.Contains(out, "not empty") {
 		t.Errorf("restoring over a catalog: exit code %d, %s", code, out)
+	}
+}
+
+// stop ends kmsd, which lets go of the catalog and the tokens.
+func (d *drill) stop() {
+	d.t.Helper()
+	if err := d.s.Stop(d.t.Context()); err != nil {
+		d.t.Fatal(err)
 	}
 }
 
@@ -73,6 +82,7 @@ func newDrill(t *testing.T) *drill {
 		t.Fatal(err)
 	}
 	endWith(t, s)
+	awaitWhole(t, dial(t, s), recoveredIn)
 	id, err := age.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)

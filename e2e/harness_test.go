@@ -41,8 +41,9 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// startTimeout is for kmsd to answer, tokens made included.
-const startTimeout = 30 * time.Second
+// startTimeout is for kmsd to answer, tokens made included. How long that takes is not
+// what tests are about.
+const startTimeout = 2 * time.Minute
 
 // start runs "kmsd dev" in a new directory until the test ends, and waits until
 // every member is active.
@@ -154,6 +155,16 @@ func awaitMember(t *testing.T, c *client.Client, name string, limit time.Duratio
 		})
 	})
 	return m
+}
+
+// awaitOthers waits until every member but one is active with every key.
+func awaitOthers(t *testing.T, c *client.Client, but string) {
+	t.Helper()
+	for _, m := range group(t, c).Members {
+		if m.Name != but {
+			awaitMember(t, c, m.Name, recoveredIn, isActive)
+		}
+	}
 }
 
 func group(t *testing.T, c *client.Client) api.Group {

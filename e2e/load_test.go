@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"kmsd/internal/devserver"
 	"kmsd/kms/client"
 )
 
@@ -30,8 +31,10 @@ type openLoad struct {
 	stop     context.CancelFunc
 	done     chan struct{} // closed when every request has been answered
 
-	mu  sync.Mutex // guards out
-	out outcome
+	mu         sync.Mutex // guards what follows
+	out        outcome
+	since      time.Time          // the times of requests that were due before do not count
+	unanswered map[time.Time]bool // :: due → it has not been answered
 }
 
 // outcome is how requests ended.
@@ -119,8 +122,10 @@ func (l *openLoad) run(ctx context.Context) {
 			at := begin.Add(time.Duration(sent) * l.interval)
 			select {
 			case waiting <- struct{}{}:
+				l.track(at, true)
 				wg.Go(func() {
 					defer func() { <-waiting }()
+					defer l.track(at, false)
 					l.send(l, at)
 				})
 			default: // it is not sent at all
@@ -150,11 +155,60 @@ func (l *openLoad) record(due time.Time, op string, err error) time.Time {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.out.times = append(l.out.times, now.Sub(due))
+	if !due.Before(l.since) {
+		l.out.times = append(l.out.times, now.Sub(due))
+	}
 	if err != nil {
 		l.out.failures = append(l.out.failures, fmt.Errorf("%s, after %v: %w", op, now.Sub(due), err))
 	}
 	return now
+}
+
+// track notes that a request waits for its answer, or does so no more.
+func (l *openLoad) track(due time.Time, waits bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unanswered == nil {
+		l.unanswered = make(map[time.Time]bool)
+	}
+	if l.unanswered[due] = true; !waits {
+		delete(l.unanswered, due)
+	}
+}
+
+// begin forgets the times of all requests that are due before now, those too that have not
+// been answered yet: whatever delays them has begun before. It returns what take would.
+func (l *openLoad) begin() outcome {
+	o := l.take()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since = time.Now()
+	return o
+}
+
+// sinceBegin returns how the requests since begin ended that are due before now.
+func (l *openLoad) sinceBegin(t *testing.T) outcome {
+	t.Helper()
+	l.answered(t)
+	return l.take()
+}
+
+// answered waits until all requests have been answered that are due before now.
+func (l *openLoad) answered(t *testing.T) {
+	t.Helper()
+	now := time.Now()
+	await(t, recoveredIn, func(ctx context.Context) error {
+		return devserver.Poll(ctx, func() error {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for due := range l.unanswered {
+				if due.Before(now) {
+					return fmt.Errorf("a request has been waiting for %v", time.Since(due))
+				}
+			}
+			return nil
+		})
+	})
 }
 
 // take returns how the requests since the last take ended.

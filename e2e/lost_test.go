@@ -55,7 +55,7 @@ func TestAMemberReturnsWithWhatItMissedAlthoughKmsdWasKilled(t *testing.T) {
 		t.Errorf("%s serves with the key that was destroyed while it was away", away.Name)
 	}
 	awaitMember(t, c, away.Name, recoveredIn, func(m api.Member) bool { return m.Commands > now.Commands+10 })
-	load.end().noneFailed(t, 20)
+	load.end().noneFailed(t, 10)
 	if got, err := c.Unwrap(t.Context(), "old", wrappedByOld, nil); err == nil {
 		t.Errorf("the destroyed key unwraps: %d bytes", len(got))
 	}
@@ -106,17 +106,19 @@ func TestALostGroupShowsItsStatusAndServesWithItsFirstMember(t *testing.T) {
 	}
 
 	during("all hang", func() {
+		since := time.Now()
 		for _, m := range group(t, c).Members {
 			defer freeze(t, m.DriverPID)()
 		}
-		awaitState(t, c, api.GroupLost)
+		awaitTurn(t, c, since, api.GroupLost)
 		wait(t, time.Second)
 	})
 	during("all drivers die", func() {
-		for _, m := range group(t, c).Members {
+		g := group(t, c)
+		for _, m := range g.Members {
 			send(t, m.DriverPID, syscall.SIGKILL)
 		}
-		awaitState(t, c, api.GroupLost)
+		awaitAllReplaced(t, c, g, 3)
 	})
 	during("no token is there", func() {
 		bring := takeAll(t, s, c)
@@ -143,11 +145,11 @@ const inVain = 7
 // until then.
 func servesAgain(t *testing.T, s *devserver.Server, c *client.Client, member string, bring map[string]func()) {
 	t.Helper()
-	awaitMember(t, c, member, inVain*recoveredIn, func(m api.Member) bool {
+	awaitMember(t, c, member, recoveredIn, func(m api.Member) bool {
 		if m.NextRecovery == nil || m.RecoveryAttempts < inVain {
 			return false // an attempt is under way, or there were too few
 		}
-		if pause := time.Until(*m.NextRecovery); pause > lostPause {
+		if pause := time.Until(*m.NextRecovery); pause > lostPause+time.Millisecond { // to which it is rounded
 			t.Errorf("nobody serves, and the next attempt for %s is %v away, want at most %v", member, pause, lostPause)
 		}
 		return true
@@ -160,9 +162,10 @@ func servesAgain(t *testing.T, s *devserver.Server, c *client.Client, member str
 	active := served(t)
 	opening := opened().quantile(0.5)
 	t.Logf("%s serves %v after its token was there; a driver opens it within %v", member, active.Sub(brought), opening)
-	// An attempt that began too early fails first; and what the member holds is looked at.
-	if active.Sub(brought) > lostPause+2*share*opening {
-		t.Errorf("%s served %v after its token was there, want %v; a driver opens it within %v", member, active.Sub(brought), lostPause, opening)
+	// An attempt that began too early fails first; and what the member holds is looked at. A
+	// pause of recovery would be many times as long as the machine may be at something else.
+	if limit := lostPause + 2*share*opening + commandTimeout/4; active.Sub(brought) > limit {
+		t.Errorf("%s served %v after its token was there, want at most %v; a driver opens it within %v", member, active.Sub(brought), limit, opening)
 	}
 	began := time.Now()
 	if _, err := c.Wrap(t.Context(), "shop", random(32), nil); err != nil {
@@ -247,23 +250,41 @@ func awaitState(t *testing.T, c *client.Client, want api.GroupState) {
 	})
 }
 
+// awaitTurn waits until the group has come into a state since a moment, and returns when that
+// was. Whoever looks at the group now and then may miss a state that does not last.
+func awaitTurn(t *testing.T, c *client.Client, since time.Time, state api.GroupState) time.Time {
+	t.Helper()
+	return awaitEvent(t, c, "the group to be "+string(state), func(e api.Event) bool {
+		return e.Type == api.EventGroup && e.To == string(state) && e.Time.After(since)
+	})
+}
+
 // watchFor begins to watch the events for a member's next entry into a state; reached
 // waits for that and returns when it was.
 func watchFor(t *testing.T, c *client.Client, member string, state api.MemberState) (reached func(t *testing.T) time.Time) {
 	since := time.Now()
-	return func(t *testing.T) (at time.Time) {
+	return func(t *testing.T) time.Time {
 		t.Helper()
-		await(t, recoveredIn, func(ctx context.Context) error {
-			for e := range c.EventsAfter(ctx, 1000) { // so that none is missed while the stream opens
-				if e.Type == api.EventMember && e.Member == member && e.To == string(state) && e.Time.After(since) {
-					at = e.Time
-					return nil
-				}
-			}
-			return fmt.Errorf("%s was not %s: %w", member, state, ctx.Err())
+		return awaitEvent(t, c, fmt.Sprintf("%s to be %s", member, state), func(e api.Event) bool {
+			return e.Type == api.EventMember && e.Member == member && e.To == string(state) && e.Time.After(since)
 		})
-		return at
 	}
+}
+
+// awaitEvent waits for the first event that is meant, of those to come and those that are
+// remembered, and returns when it was.
+func awaitEvent(t *testing.T, c *client.Client, what string, meant func(api.Event) bool) (at time.Time) {
+	t.Helper()
+	await(t, recoveredIn, func(ctx context.Context) error {
+		for e := range c.EventsAfter(ctx, 1000) { // so that none is missed while the stream opens
+			if meant(e) {
+				at = e.Time
+				return nil
+			}
+		}
+		return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+	})
+	return at
 }
 
 // checkValues reads those of all keys that are on a token, past kmsd.

@@ -23,13 +23,13 @@ func TestSignaturesDoNotWaitForTheMakingOfAPair(t *testing.T) {
 	s := startSigning(t, "cost", true)
 	for try := 1; ; try++ {
 		quiet, during := s.measure(t)
-		q, d := quiet.quantile(0.99), during.quantile(0.99)
+		q, d := quiet.quantile(0.99), during.wraps.quantile(0.99)
 		if d <= 2*q {
 			break
 		}
 		// The machine may be busy with something else; but then not each time, and it
-		// does not take as long as the pair.
-		if d > pairTime/2 || try == attempts {
+		// does not take as long as the pair, unless it takes that from others too.
+		if d > pairTime/2+share*during.control.quantile(1) || try == attempts {
 			t.Fatalf("the p99 of signatures is %v while a pair is made and %v before, want at most twice that", d, q)
 		}
 	}
@@ -37,9 +37,16 @@ func TestSignaturesDoNotWaitForTheMakingOfAPair(t *testing.T) {
 
 // The difference that weighing makes, with what a Luna client does.
 func TestByPlainCountSignaturesWaitForTheMakingOfAPair(t *testing.T) {
-	quiet, during := startSigning(t, "count", false).measure(t)
-	if q, d := quiet.quantile(0.99), during.quantile(0.99); d < 2*q || d < pairTime/2 {
-		t.Errorf("the p99 of signatures is %v while a pair is made and %v before; the load does not show a stall", d, q)
+	s := startSigning(t, "count", false)
+	for try := 1; ; try++ {
+		quiet, during := s.measure(t)
+		q, d := quiet.quantile(0.99), during.wraps.quantile(0.99)
+		if d >= 2*q && d >= pairTime/2 {
+			break
+		}
+		if try == attempts { // the machine may have stalled before, or while nobody looked
+			t.Fatalf("the p99 of signatures is %v while a pair is made and %v before; the load does not show a stall", d, q)
+		}
 	}
 }
 
@@ -48,6 +55,7 @@ type signing struct {
 	c       *client.Client
 	primary *faultlib.Library
 	load    *openLoad // each program signs as soon as it has an answer
+	control *openLoad // that no HSM has a part in
 	pairs   int       // that have been made
 }
 
@@ -68,13 +76,14 @@ func startSigning(t *testing.T, balance string, hedge bool) *signing {
 		}
 	}
 	startPrograms(t, s.load, signers)
+	s.control = startControl(t, c, "signer")
 	wait(t, time.Second)
 	return s
 }
 
 // measure returns how programs that sign are answered, before and while the primary makes
 // a pair.
-func (s *signing) measure(t *testing.T) (quiet, during outcome) {
+func (s *signing) measure(t *testing.T) (quiet outcome, during stall) {
 	t.Helper()
 	s.load.take()
 	wait(t, pairTime)
@@ -83,20 +92,23 @@ func (s *signing) measure(t *testing.T) (quiet, during outcome) {
 	s.pairs++
 	made := make(chan error, 1)
 	go func() {
-		_, err := s.c.CreateMasterKey(t.Context(), fmt.Sprintf("pair-%d", s.pairs), api.KeyOptions{Type: "rsa-4096"})
+		ctx, cancel := context.WithTimeout(t.Context(), recoveredIn)
+		defer cancel()
+		_, err := s.c.CreateMasterKey(ctx, fmt.Sprintf("pair-%d", s.pairs), api.KeyOptions{Type: "rsa-2048"}) // the least work beside the fault
 		made <- err
 	}()
 	awaitFired(t, s.primary, 1, 1)
 	s.load.take()
+	s.control.take()
 	wait(t, pairTime+100*signTime) // with what has waited
-	during = s.load.take()
+	during = stall{wraps: s.load.take(), control: s.control.take()}
 	if err := <-made; err != nil {
 		t.Errorf("making a pair: %v", err)
 	}
 	t.Logf("before: %v", quiet)
 	t.Logf("during: %v", during)
 	quiet.noFailure(t)
-	during.noFailure(t)
+	during.wraps.noFailure(t)
 	return quiet, during
 }
 

@@ -2,11 +2,14 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
 
 	"kmsd/e2e/look"
+	"kmsd/internal/devserver"
 	"kmsd/internal/softhsmtest"
 )
 
@@ -32,20 +35,24 @@ func TestAWrongPINNamesTheMemberAndLocksNothing(t *testing.T) {
 	if failed.CKR != "CKR_PIN_INCORRECT" || !strings.Contains(strings.ToLower(failed.Reason), "pin") {
 		t.Errorf("the member shows %s, %q; want CKR_PIN_INCORRECT and a reason that says PIN", failed.CKR, failed.Reason)
 	}
-	createKey(t, c, "made-without-it") // the others serve
+	awaitOthers(t, c, m.Name)
+	createKey(t, c, "made-without-it")
 
 	// The same wrong PIN is not tried again, not even when an operator asks for it.
 	for range 5 {
 		c.Recover(t.Context(), "default", m.Name) // whether it is refused or in vain
 	}
 	awaitMember(t, c, m.Name, recoveredIn, isFailed)
-	log, err := os.ReadFile(s.Log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(log, []byte(m.Name)) || !bytes.Contains(log, []byte("CKR_PIN_INCORRECT")) {
-		t.Error("the log does not name the member and CKR_PIN_INCORRECT")
-	}
+	var log []byte
+	await(t, recoveredIn, func(ctx context.Context) error { // the log may be a line behind the status
+		return devserver.Poll(ctx, func() (err error) {
+			log, err = os.ReadFile(s.Log)
+			if err == nil && (!bytes.Contains(log, []byte(m.Name)) || !bytes.Contains(log, []byte("CKR_PIN_INCORRECT"))) {
+				err = errors.New("the log does not name the member and CKR_PIN_INCORRECT")
+			}
+			return err
+		})
+	})
 	if bytes.Contains(log, []byte(wrong)) || bytes.Contains(log, right) {
 		t.Error("a PIN is in the log")
 	}

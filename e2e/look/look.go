@@ -99,8 +99,8 @@ func Secret(path string) ([]byte, error) {
 	return bytes.TrimRight(b, "\r\n"), err
 }
 
-// openTimeout is for a driver to open a token.
-const openTimeout = 20 * time.Second
+// openTimeout is for a driver to open a token, on a machine that is busy with others.
+const openTimeout = 2 * time.Minute
 
 // OpenToken runs a member's driver once more, on the token of that member of the first
 // group; bin is the folder of drivers. close ends it.
