@@ -9,7 +9,7 @@ import (
 // testAlteredClones tries to put something else than a true copy on a token.
 func (s *suite) testAlteredClones(t *testing.T) {
 	for _, typ := range []pluginproto.KeyType{pluginproto.AES256, s.cfg.Types[len(s.cfg.Types)-1]} {
-		made := generate(t, s.a, typ)
+		made := s.made[typ]
 		removeLater(t, s.b, made.ID)
 		t.Run("flipped bits, "+string(typ), func(t *testing.T) { s.flippedClone(t, made) })
 		t.Run("blobs cut short, "+string(typ), func(t *testing.T) {

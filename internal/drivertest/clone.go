@@ -132,7 +132,7 @@ func (s *suite) relay(t *testing.T, from, to pluginproto.Driver, id pluginproto.
 
 // testClone copies a key and uses the copy.
 func (s *suite) testClone(t *testing.T, typ pluginproto.KeyType) {
-	made := generate(t, s.a, typ)
+	made := s.made[typ]
 	copied, err := s.relay(t, s.a, s.b, made.ID, nil)
 	if err != nil {
 		t.Fatalf("cloning: %v", err)
@@ -184,7 +184,7 @@ func (s *suite) compare(t *testing.T, o pluginproto.Object) {
 	}
 }
 
-// cloneBack shows that a copy is as good a source as the key.
+// cloneBack shows that a copy is as good a source as the key, and puts the key back.
 func (s *suite) cloneBack(t *testing.T, made pluginproto.Object) {
 	if err := s.a.Destroy(limit(t), made.ID); err != nil {
 		t.Fatalf("destroying the key: %v", err)

@@ -24,7 +24,7 @@ func encryptCommand(id pluginproto.KeyID, text, aad []byte) pluginproto.Command 
 
 // testUse does with one key what its type is for.
 func (s *suite) testUse(t *testing.T, typ pluginproto.KeyType) {
-	o := generate(t, s.a, typ)
+	o := s.made[typ]
 	switch {
 	case typ == pluginproto.HMACSHA256:
 		s.useMAC(t, o)

@@ -42,7 +42,7 @@ func Run(t *testing.T, cfg Config) {
 		cfg.Types = pluginproto.KeyTypes()
 	}
 	t.Run("opening", func(t *testing.T) { testOpen(t, cfg) })
-	s := &suite{cfg: cfg, domain: newDomain()}
+	s := &suite{cfg: cfg, domain: newDomain(), made: map[pluginproto.KeyType]pluginproto.Object{}}
 	var a, b pluginproto.TokenInfo
 	s.a, a = open(t, cfg.NewToken(t), s.domain)
 	s.b, b = open(t, cfg.NewToken(t), s.domain)
@@ -50,6 +50,7 @@ func Run(t *testing.T, cfg Config) {
 	s.way = ways[0]
 	for _, typ := range cfg.Types {
 		t.Run("life of a key, "+string(typ), func(t *testing.T) { s.testKey(t, typ) })
+		s.made[typ] = generate(t, s.a, typ)
 		t.Run("use, "+string(typ), func(t *testing.T) { s.testUse(t, typ) })
 	}
 	for _, way := range ways {
@@ -71,6 +72,9 @@ type suite struct {
 	domain []byte
 	a, b   pluginproto.Driver
 	way    pluginproto.CloneProtocol // how keys go from one to the other
+
+	// made are keys on a, one of each type, which tests use and clone: some take long to make.
+	made map[pluginproto.KeyType]pluginproto.Object
 }
 
 // by is the suite with another protocol for clones.
@@ -115,10 +119,14 @@ func newID() (id pluginproto.KeyID) {
 	return id
 }
 
+// patience is much longer than a good driver takes to answer on a machine that has much
+// else to do.
+const patience = 5 * time.Minute
+
 // limit is a context that ends long after a good driver has answered.
 func limit(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -136,7 +144,7 @@ func generate(t *testing.T, d pluginproto.Driver, typ pluginproto.KeyType) plugi
 
 func removeLater(t *testing.T, d pluginproto.Driver, id pluginproto.KeyID) {
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := d.Destroy(ctx, id); err != nil && pluginproto.ClassOf(err) != pluginproto.ClassNotFound {
 			t.Errorf("destroying key %s: %v", id, err)

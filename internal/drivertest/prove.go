@@ -9,7 +9,7 @@ import (
 // testProof has a target prove what a blob holds. A driver whose clones have more than
 // one step refuses it; both leave the token as it was.
 func (s *suite) testProof(t *testing.T, typ pluginproto.KeyType) {
-	made := generate(t, s.a, typ)
+	made := s.made[typ]
 	transfer := newID()
 	given, err := s.a.CloneStep(limit(t), s.request(transfer, pluginproto.CloneSource, made.ID))
 	if err != nil {
