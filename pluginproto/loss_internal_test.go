@@ -15,7 +15,7 @@ import (
 // stages: on their way, waiting to be sent, given up. Each caller gets one answer, at
 // once, and no input stays behind.
 func TestALostDriverAnswersAllThatWaitAtOnce(t *testing.T) {
-	const commands = 10_000
+	const commands = 3_000
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		stream := newPipe[*driverv1.CommandBatch, *driverv1.ResultBatch](ctx)

@@ -22,6 +22,9 @@ import (
 	"kmsd/pluginproto"
 )
 
+// patience is for what a process has to do at some time, on a machine of any speed.
+const patience = time.Minute
+
 // roleEnv makes this test binary a driver, or a daemon that has started one.
 const roleEnv = "PLUGINPROTO_TEST_ROLE"
 
@@ -117,21 +120,16 @@ func TestDriverProcess(t *testing.T) {
 	})
 	t.Run("its death fails every call at once", func(t *testing.T) {
 		cmd, driver := dispense(t)
-		if _, err := driver.Open(t.Context(), openRequest()); err != nil {
+		_, err := driver.Open(t.Context(), openRequest())
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		took, err := timed(func() error {
-			for {
-				if err := do(t.Context(), driver, probe); err != nil {
-					return err
-				}
-			}
-		})
-		wantMember(t, err, "the driver process is gone")
-		between(t, took, 0, 5*time.Second)
+		for err = nil; err == nil; err = do(t.Context(), driver, probe) {
+		}
+		wantMember(t, err, "the driver process is gone") // and not that it has not answered
 	})
 }
 
@@ -162,7 +160,7 @@ func TestDriverEndsWithItsParent(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = daemon.Wait() // it says that it was killed
-		if err := read.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		// Nobody writes; the end comes when the last process that has the pipe does.
@@ -191,7 +189,7 @@ func cookie() string {
 // wantExit runs this binary and says that it ends by itself, with code 1.
 func wantExit(t *testing.T, env ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = env
