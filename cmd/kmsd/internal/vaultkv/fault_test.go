@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"kmsd/cmd/kmsd/internal/vaultkv"
@@ -150,6 +151,9 @@ func TestNothingIsAnsweredWithoutARecord(t *testing.T) {
 	}
 }
 
+// requestTime is what a request has unless the configuration says otherwise.
+const requestTime = 8 * time.Second
+
 // hold lets calls of the service wait until release is called.
 func (s *site) hold() (held <-chan struct{}, release func()) {
 	entered, free := make(chan struct{}, 1), make(chan struct{})
@@ -208,24 +212,36 @@ func TestNobodyTakesTheRoomOfOthers(t *testing.T) {
 }
 
 func TestARequestHasItsTimeAndThenNoAnswer(t *testing.T) {
-	s := start(t, func(cfg *vaultkv.Config) { cfg.Timeout = time.Second })
-	_, release := s.hold()
-	defer release()
-	if status, _, err := s.ask(t, get); err == nil {
-		t.Errorf("answered %d", status)
-	}
-	if got := s.trail.last().Outcome; got != string(api.CodeDeadline) {
-		t.Errorf("recorded as %q", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t)
+		_, release := s.hold()
+		defer release()
+		began := time.Now()
+		if status, _, err := s.ask(t, get); err == nil {
+			t.Errorf("answered %d", status)
+		}
+		if took := time.Since(began); took != requestTime {
+			t.Errorf("it ended after %v, want %v", took, requestTime)
+		}
+		if got := s.trail.last().Outcome; got != string(api.CodeDeadline) {
+			t.Errorf("recorded as %q", got)
+		}
+	})
 }
 
 func TestABodyThatNeverEndsHasNoAnswer(t *testing.T) {
-	s := start(t, func(cfg *vaultkv.Config) { cfg.Timeout = time.Second })
-	c := s.dial(t)
-	c.send(t, strings.Replace(get, "GET", "POST", 1)+"\nContent-Length: 100")
-	if status, _, err := c.receive(); err == nil {
-		t.Errorf("answered %d", status)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t)
+		c := s.dial(t)
+		began := time.Now()
+		c.send(t, strings.Replace(get, "GET", "POST", 1)+"\nContent-Length: 100")
+		if status, _, err := c.receive(); err == nil {
+			t.Errorf("answered %d", status)
+		}
+		if took := time.Since(began); took != requestTime {
+			t.Errorf("it ended after %v, want %v", took, requestTime)
+		}
+	})
 }
 
 func TestABodyOverTheLimitIsRefused(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"kmsd/cmd/kmsd/internal/audit"
+	"kmsd/cmd/kmsd/internal/pipetest"
 	"kmsd/cmd/kmsd/internal/vaultkv"
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
@@ -110,6 +111,7 @@ type site struct {
 	trail  *trail
 	server *vaultkv.Server
 	addr   string
+	reach  func() (net.Conn, error)
 	end    func()
 }
 
@@ -149,6 +151,27 @@ func newMemory(t testing.TB) *apitest.Memory {
 // start serves until the test ends. change may alter the configuration.
 func start(t *testing.T, change func(*vaultkv.Config)) *site {
 	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	s := startOn(t, l, change)
+	s.addr, s.reach = addr, func() (net.Conn, error) { return net.Dial("tcp", addr) }
+	return s
+}
+
+// startInBubble serves in a bubble until its test ends.
+func startInBubble(t *testing.T) *site {
+	t.Helper()
+	l := pipetest.Listen()
+	s := startOn(t, l, nil)
+	s.reach = func() (net.Conn, error) { return l.Dial(t.Context(), "", "") }
+	return s
+}
+
+func startOn(t *testing.T, l net.Listener, change func(*vaultkv.Config)) *site {
+	t.Helper()
 	s := &site{keys: newMemory(t), trail: &trail{}}
 	s.keys.Fail = s.faults.ask
 	cfg := config(s.keys, s.trail)
@@ -159,16 +182,11 @@ func start(t *testing.T, change func(*vaultkv.Config)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.addr = l.Addr().String()
 	s.server = vaultkv.NewServer(h, &tls.Config{Certificates: []tls.Certificate{certificate(t)}, NextProtos: []string{"h2", "http/1.1"}}, nil)
 	served := make(chan error, 1)
 	go func() { served <- s.server.Serve(l) }()
 	s.end = sync.OnceFunc(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := errors.Join(s.server.End(ctx), <-served); err != nil {
 			t.Errorf("ending the server: %v", err)
@@ -196,11 +214,15 @@ func certificate(t *testing.T) tls.Certificate {
 // dial opens a connection that speaks HTTP/1.1, as pg_tde and Percona do.
 func (s *site) dial(t *testing.T) *conn {
 	t.Helper()
-	c, err := tls.Dial("tcp", s.addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	below, err := s.reach()
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := tls.Client(below, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 	t.Cleanup(func() { c.Close() })
+	if err := c.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return &conn{c, bufio.NewReader(c)}
 }
 

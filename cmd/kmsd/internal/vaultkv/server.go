@@ -47,6 +47,7 @@ func NewServer(h *Handler, conf *tls.Config, log hclog.Logger) *Server {
 		ErrorLog: log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	s.http.TLSConfig.MinVersion = tls.VersionTLS13
+	s.http.RegisterOnShutdown(s.closeWaiting) // when the listener is closed: nobody comes back
 	return s
 }
 
@@ -64,10 +65,7 @@ func (s *Server) Serve(l net.Listener) error {
 // requests under way come to their end, and returns when there is none. When ctx ends
 // first, they are broken off.
 func (s *Server) End(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- s.http.Shutdown(ctx) }() // closes the listener first
-	s.closeWaiting()
-	if err := <-done; err != nil {
+	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.http.Close())
 	}
 	return nil
