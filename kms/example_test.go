@@ -8,6 +8,7 @@ import (
 
 	"kmsd/internal/memdriver"
 	"kmsd/kms"
+	"kmsd/kms/api"
 	"kmsd/kms/catalog/catalogtest"
 	"kmsd/pluginproto"
 )
@@ -31,6 +32,22 @@ func exampleConfig() kms.Config {
 	return kms.Config{Catalog: catalogtest.NewMemory(), Groups: []kms.GroupConfig{group}}
 }
 
+// awaitAll waits until every member serves. A service has no need of that: it begins with
+// those that are there.
+func awaitAll(k *kms.KMS) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	events := k.Events(ctx) // before the look, so that nothing is missed in between
+	if k.Status().Groups[0].State == api.GroupNormal {
+		return
+	}
+	for e := range events {
+		if e.Type == api.EventGroup && e.To == string(api.GroupNormal) {
+			return
+		}
+	}
+}
+
 // A database keeps its data key wrapped beside its data, and re-keys without
 // touching the data.
 func Example() {
@@ -41,6 +58,7 @@ func Example() {
 		return
 	}
 	defer k.Close()
+	awaitAll(k)
 
 	key, err := k.CreateMasterKey(ctx, "shop", kms.KeyOptions{})
 	if err != nil {
@@ -87,6 +105,7 @@ func ExampleKMS_Destroy() {
 		return
 	}
 	defer k.Close()
+	awaitAll(k)
 	if _, err := k.CreateMasterKey(ctx, "shop", kms.KeyOptions{}); err != nil {
 		fmt.Println(err)
 		return
@@ -110,6 +129,7 @@ func ExampleKMS_Status() {
 		return
 	}
 	defer k.Close()
+	awaitAll(k)
 	for _, g := range k.Status().Groups {
 		fmt.Println(g.Name, g.State, "primary", g.Primary)
 		for _, m := range g.Members {
