@@ -126,11 +126,11 @@ func TestCrashAtEveryCatalogStep(t *testing.T) {
 func (r *rig) interrupt(n int64, what func(*hsm)) (reached func() bool) {
 	var steps atomic.Int64
 	for _, h := range r.hsms {
-		h.step = func(h *hsm) {
+		h.setStep(func(h *hsm) {
 			if steps.Add(1) == n {
 				what(h)
 			}
-		}
+		})
 	}
 	return func() bool { return steps.Load() >= n }
 }

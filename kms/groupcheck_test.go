@@ -102,13 +102,13 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 			r.hsms[2].driver().Script(memdriver.Fault{Call: memdriver.CallGenerate, Err: refuses})
 		}, "hsm-c", true, "could not supply a key to member hsm-"},
 		{"a member alters what it takes", func(t *testing.T, r *rig) {
-			r.hsms[1].step = func(h *hsm) {
+			r.hsms[1].setStep(func(h *hsm) {
 				for _, id := range h.token.Keys() {
 					if n := len(r.hsms[1].token.Keys()); n > 1 { // the canary, not the key
 						h.token.Corrupt(id)
 					}
 				}
-			}
+			})
 		}, "hsm-b", true, "so its token or its driver is broken"},
 		{"a token has become a reason to worry since it was last asked", func(t *testing.T, r *rig) {
 			r.hsms[1].driver().Tell(pluginproto.Fact{Name: "storage", Value: "97 % used", Warning: true}, pluginproto.Fact{Name: "clock", Value: "set"})

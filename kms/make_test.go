@@ -420,11 +420,11 @@ func TestStartWithAFullDiskAndWithoutMembersAfterACrash(t *testing.T) {
 		}
 		r.create("old")
 		wrapped := r.wrap("old")
-		r.hsms[1].step = func(*hsm) { crashing.Crash() } // while it takes its copy
+		r.hsms[1].setStep(func(*hsm) { crashing.Crash() }) // while it takes its copy
 		if _, err := r.CreateMasterKey(t.Context(), "half", kms.KeyOptions{}); err == nil {
 			t.Fatal("a key was made across the crash")
 		}
-		r.hsms[1].step = nil
+		r.hsms[1].setStep(nil)
 		r.stop()
 		for _, h := range r.hsms {
 			h.leave()
