@@ -21,8 +21,8 @@ func TestDatabasesOverTLS(t *testing.T) {
 	open := func(t *testing.T) apitest.DatabaseService {
 		return start(t, &apitest.Memory{Formats: map[string]string{apitest.MariaDB: api.FormatMariaDB}}, nil).client(t, nil)
 	}
-	apitest.RunDatabases(t, open)
-	apitest.RunRekeys(t, open)
+	apitest.RunDatabases(t, apitest.Plainly, open)
+	apitest.RunRekeys(t, apitest.Plainly, open)
 }
 
 // erp starts a kmsd with the database erp.

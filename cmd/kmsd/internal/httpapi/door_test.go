@@ -145,7 +145,7 @@ func matches(pattern, path string) bool {
 // of it either way.
 func TestEveryRouteIsGuardedAndAudited(t *testing.T) {
 	service := new(apitest.Memory)
-	k := start(t, service, nil)
+	k := start(t, service, func(c *httpapi.Config) { c.Limits.Strangers = 1000 }) // two for each route
 	for _, r := range workingRequests(t, service) {
 		t.Run(r.method+" "+r.path, func(t *testing.T) {
 			for _, c := range []struct {
@@ -396,10 +396,10 @@ func TestDeadlineOfARequest(t *testing.T) {
 		left = time.Until(end)
 		return nil
 	}}
-	k := start(t, service, nil)
-	for header, most := range map[string]time.Duration{"": 30 * time.Second, "5s": 5 * time.Second, "10h": 30 * time.Second} {
+	k := start(t, service, func(c *httpapi.Config) { c.Limits.Timeout = time.Hour })
+	for header, most := range map[string]time.Duration{"": time.Hour, "20m": 20 * time.Minute, "10h": time.Hour} {
 		k.ask(t, "GET", "/v1/keys", adminToken, "", api.TimeoutHeader, header)
-		if left > most || left < most-2*time.Second {
+		if left > most || left < most-10*time.Minute {
 			t.Errorf("with timeout %q %v are left, want %v", header, left, most)
 		}
 	}
@@ -431,11 +431,13 @@ func TestRateLimit(t *testing.T) {
 // of these is forgotten.
 func TestAFloodOfStrangersIsCounted(t *testing.T) {
 	k := start(t, new(apitest.Memory), func(c *httpapi.Config) { c.Limits.Strangers = 2 })
+	began := time.Now()
 	for range 2 {
 		k.ask(t, "GET", "/v1/keys", "wrong", "").wants(t, 401, api.CodeUnauthenticated)
 	}
+	const n = 50 // more than one a second
 	refused := 0
-	for range 200 { // more than one a second
+	for range n {
 		if a := k.ask(t, "GET", "/v1/keys", "", ""); a.status != 401 {
 			refused++
 			if e := a.wants(t, 429, api.CodeRateLimited); e.RetryAfterMS == 0 {
@@ -443,16 +445,26 @@ func TestAFloodOfStrangersIsCounted(t *testing.T) {
 			}
 		}
 	}
+	if most := 1 + int(time.Since(began).Seconds()); n-refused > most {
+		t.Errorf("%d requests were answered in %v, want one a second", n-refused, time.Since(began))
+	}
 	if a := k.ask(t, "GET", "/v1/keys", adminToken, ""); a.status != 200 {
 		t.Errorf("the admin gets %d", a.status)
 	}
 	k.server.Handler.(*httpapi.Handler).Flush()
-	records := k.audit.take()
-	if n := len(records); refused < 100 || n != 204-refused {
-		t.Errorf("%d records after %d requests were refused", n, refused)
+	alone, counted := 0, 0
+	for _, r := range k.audit.take() {
+		if r.Suppressed == 0 {
+			alone++
+			continue
+		}
+		counted += r.Suppressed // in more than one record when all this takes long
+		if r.Outcome != "unauthenticated" || r.Time.IsZero() {
+			t.Errorf("recorded %+v", r)
+		}
 	}
-	if last := records[len(records)-1]; last.Suppressed != refused || last.Outcome != "unauthenticated" || last.Time.IsZero() {
-		t.Errorf("the last record is %+v, want %d suppressed", last, refused)
+	if counted != refused || alone != 2+n-refused+1 {
+		t.Errorf("%d records, and others that tell of %d, after %d of %d requests were refused", alone, counted, refused, n)
 	}
 }
 

@@ -30,6 +30,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience is for what comes sooner or later.
+const patience = time.Minute
+
 // The callers that the tests know: one may do everything, one nothing, and one works
 // with the keys of the shop.
 const (
@@ -189,7 +192,7 @@ func start(t testing.TB, service *apitest.Memory, change func(*httpapi.Config)) 
 	}
 	t.Cleanup(func() {
 		k.http.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := k.server.Shutdown(ctx); err != nil {
 			t.Errorf("shutting down: %v", err)

@@ -19,14 +19,14 @@ import (
 
 // The client over TLS keeps the promises of the service behind it.
 func TestServiceOverTLS(t *testing.T) {
-	apitest.Run(t, func(t *testing.T) api.Service {
+	apitest.Run(t, apitest.Plainly, func(t *testing.T) api.Service {
 		return start(t, new(apitest.Memory), nil).client(t, nil)
 	})
 }
 
 // The same for what an operator does.
 func TestOperatedOverTLS(t *testing.T) {
-	apitest.RunAdmin(t, func(t *testing.T) (apitest.Operated, func(string) api.MemberSpec) {
+	apitest.RunAdmin(t, apitest.Plainly, func(t *testing.T) (apitest.Operated, func(string) api.MemberSpec) {
 		return start(t, new(apitest.Memory), nil).client(t, nil), apitest.MemorySpare
 	})
 }
@@ -151,7 +151,7 @@ func (o oneCaller) Authenticate(context.Context, httpapi.Credentials) (httpapi.C
 // watch opens a stream of events until the test ends, and returns when it is open.
 func watch(t *testing.T, k *kmsd, token string) io.Reader {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.addr+"/v1/events", nil)
 	if err != nil {
@@ -192,7 +192,7 @@ func TestShutdownEndsEvents(t *testing.T) {
 	if e := <-seen; e.Member != apitest.MemoryMember {
 		t.Errorf("event %+v", e)
 	}
-	shut, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	shut, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	if err := k.server.Shutdown(shut); err != nil {
 		t.Errorf("shutting down with an open event stream: %v", err)
