@@ -28,87 +28,104 @@ func (j *janitor) alone(ctx context.Context, do func(context.Context) error) err
 
 // clearUp decides operations with an open end: under the lease nothing is committed,
 // so an intent that is there and that nobody is at will never be, and what is committed
-// is in the catalog.
+// is in the catalog. It takes the word that was left before it looks: what is said
+// meanwhile, perhaps of what it has looked at already, is for the next round.
 func (j *janitor) clearUp(ctx context.Context) error {
 	j.mu.Lock()
 	suspects := slices.Sorted(maps.Keys(j.suspects))
+	clear(j.suspects)
 	j.mu.Unlock()
 	if len(suspects) == 0 {
 		return nil
 	}
-	return j.alone(ctx, func(ctx context.Context) error {
-		var open []catalog.Intent
-		atWork := make(map[string]bool) // keys of which a version is being made
-		for in, err := range j.kms.catalog.Intents(ctx) {
-			if err != nil {
-				return err
-			}
-			switch {
-			case in.Group != j.g.name:
-			case j.g.making.has(in.Identity):
-				atWork[in.Key] = true // it may yet be given up
-			default:
-				open = append(open, in)
-			}
-		}
-		for _, in := range open {
-			tomb, err := j.kms.catalog.Abandon(ctx, in, j.g.Names())
-			if err != nil {
-				return err
-			}
-			j.kms.destroyUndone(ctx, j.g, tomb)
+	err := j.alone(ctx, func(ctx context.Context) error {
+		atWork, err := j.takeBack(ctx)
+		if err != nil {
+			return err
 		}
 		for _, name := range suspects {
 			if _, err := j.kms.refresh(ctx, name); err != nil && !errors.Is(err, catalog.ErrNotFound) {
 				return err
 			}
-			if atWork[name] {
-				continue
-			}
-			j.mu.Lock()
-			delete(j.suspects, name)
-			j.mu.Unlock()
 		}
+		suspects = slices.DeleteFunc(suspects, func(name string) bool { return !atWork[name] })
 		return nil
 	})
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, name := range suspects {
+		j.suspects[name] = true // and no reason to look again at once
+	}
+	return err
+}
+
+// takeBack takes back what is open, but for what is being made. It returns the keys of
+// which a version is: that may yet be given up.
+func (j *janitor) takeBack(ctx context.Context) (atWork map[string]bool, err error) {
+	var open []catalog.Intent
+	atWork = make(map[string]bool)
+	for in, err := range j.kms.catalog.Intents(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case in.Group != j.g.name:
+		case j.g.making.has(in.Identity):
+			atWork[in.Key] = true
+		default:
+			open = append(open, in)
+		}
+	}
+	for _, in := range open {
+		tomb, err := j.kms.catalog.Abandon(ctx, in, j.g.Names())
+		if err != nil {
+			return nil, err
+		}
+		j.kms.destroyUndone(ctx, j.g, tomb)
+	}
+	return atWork, nil
 }
 
 // settle destroys on members in step what should have been destroyed there.
-// Members that are away are dealt with when they are admitted.
+// Members that are away are dealt with when they are admitted. As with clearUp, what is
+// said meanwhile is for the next round: a version can be given up without the lease.
 func (j *janitor) settle(ctx context.Context) error {
 	j.mu.Lock()
 	unsettled := j.unsettled
+	j.unsettled = false
 	j.mu.Unlock()
 	if !unsettled {
 		return nil
 	}
-	return j.alone(ctx, func(ctx context.Context) error {
-		inStep := names(j.g.InStep())
-		var ids []pluginproto.KeyID
-		for t, err := range j.kms.catalog.Tombstones(ctx) {
-			if err != nil {
-				return err
-			}
-			here := slices.ContainsFunc(t.Pending, func(m string) bool { return slices.Contains(inStep, m) })
-			if t.Group != j.g.name || !here {
-				continue
-			}
-			id, err := pluginproto.ParseKeyID(t.Identity)
-			if err != nil {
-				return err
-			}
-			ids = append(ids, id)
+	err := j.alone(ctx, j.destroyPending)
+	if err != nil {
+		j.settleLater()
+	}
+	return err
+}
+
+// destroyPending destroys what tombstones say is still on members in step.
+func (j *janitor) destroyPending(ctx context.Context) error {
+	inStep := names(j.g.InStep())
+	var ids []pluginproto.KeyID
+	for t, err := range j.kms.catalog.Tombstones(ctx) {
+		if err != nil {
+			return err
 		}
-		if len(ids) > 0 {
-			if err := j.kms.destroyCopies(ctx, j.g, ids); err != nil {
-				return err
-			}
+		here := slices.ContainsFunc(t.Pending, func(m string) bool { return slices.Contains(inStep, m) })
+		if t.Group != j.g.name || !here {
+			continue
 		}
-		j.mu.Lock()
-		j.unsettled = false
-		j.mu.Unlock()
+		id, err := pluginproto.ParseKeyID(t.Identity)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+	}
+	if len(ids) == 0 {
 		return nil
-	})
+	}
+	return j.kms.destroyCopies(ctx, j.g, ids)
 }
 
 // destroyDue destroys versions whose waiting period is over.
