@@ -3,6 +3,7 @@ package kms_test
 import (
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
@@ -13,13 +14,13 @@ import (
 
 func TestServiceKeepsDataKeys(t *testing.T) {
 	for name, open := range services() {
-		t.Run(name, func(t *testing.T) { apitest.RunDatabases(t, open) })
+		t.Run(name, func(t *testing.T) { apitest.RunDatabases(t, synctest.Test, open) })
 	}
 }
 
 func TestServiceRekeys(t *testing.T) {
 	for name, open := range services() {
-		t.Run(name, func(t *testing.T) { apitest.RunRekeys(t, open) })
+		t.Run(name, func(t *testing.T) { apitest.RunRekeys(t, synctest.Test, open) })
 	}
 }
 

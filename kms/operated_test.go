@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"kmsd/internal/memdriver"
 	"kmsd/kms"
@@ -39,7 +40,7 @@ func (s *shelf) enlist(_ string, spec api.MemberSpec) (kms.MemberConfig, error) 
 
 // What an operator does keeps its promises over real groups as it does over HTTP.
 func TestOperatorsKeepTheirPromises(t *testing.T) {
-	apitest.RunAdmin(t, func(t *testing.T) (apitest.Operated, func(string) api.MemberSpec) {
+	apitest.RunAdmin(t, synctest.Test, func(t *testing.T) (apitest.Operated, func(string) api.MemberSpec) {
 		r := newRig(t, 3)
 		s := shelf{hsms: make(map[string]*hsm)}
 		k, err := kms.Open(t.Context(), kms.Config{

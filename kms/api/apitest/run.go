@@ -15,8 +15,15 @@ import (
 // Open returns a service without keys for one test, and closes it with t.Cleanup.
 type Open func(t *testing.T) api.Service
 
+// Around makes what a test needs around itself, and runs it there: [Plainly], or synctest.Test
+// for a service without a network, whose promises then hang on nobody's clock.
+type Around func(t *testing.T, test func(t *testing.T))
+
+// Plainly just runs a test.
+func Plainly(t *testing.T, test func(t *testing.T)) { test(t) }
+
 // Run tests the promises of api.Service.
-func Run(t *testing.T, open Open) {
+func Run(t *testing.T, around Around, open Open) {
 	for _, c := range []struct {
 		promise string
 		test    func(*testing.T, api.Service)
@@ -51,9 +58,14 @@ func Run(t *testing.T, open Open) {
 		{"a request whose time is over says so", deadlines},
 		{"many may use a key at once", concurrent},
 	} {
-		t.Run(c.promise, func(t *testing.T) { c.test(t, open(t)) })
+		t.Run(c.promise, func(t *testing.T) {
+			around(t, func(t *testing.T) { c.test(t, open(t)) })
+		})
 	}
 }
+
+// patience is how long is waited for what happens in a moment. A machine may be slow.
+const patience = 2 * time.Minute
 
 // make1 makes a key for a test.
 func make1(t *testing.T, s api.Service, name, kind string) api.Key {
@@ -287,7 +299,7 @@ func status(t *testing.T, s api.Service) {
 // events makes keys until one is seen: over HTTP nobody knows when the stream is
 // open.
 func events(t *testing.T, s api.Service) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup

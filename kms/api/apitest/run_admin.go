@@ -30,7 +30,7 @@ type operated struct {
 }
 
 // RunAdmin tests the promises of api.Admin.
-func RunAdmin(t *testing.T, open OpenOperated) {
+func RunAdmin(t *testing.T, around Around, open OpenOperated) {
 	for _, c := range []struct {
 		promise string
 		test    func(*testing.T, operated)
@@ -52,9 +52,11 @@ func RunAdmin(t *testing.T, open OpenOperated) {
 		{"keys serve while members come and go", comeAndGo},
 	} {
 		t.Run(c.promise, func(t *testing.T) {
-			s, spare := open(t)
-			g := s.Status().Groups[0]
-			c.test(t, operated{Operated: s, spare: spare, group: g.Name, first: g.Members[0].Name})
+			around(t, func(t *testing.T) {
+				s, spare := open(t)
+				g := s.Status().Groups[0]
+				c.test(t, operated{Operated: s, spare: spare, group: g.Name, first: g.Members[0].Name})
+			})
 		})
 	}
 }
@@ -311,7 +313,7 @@ func logged(t *testing.T, o operated) {
 		return e.Member == "spare-1" && e.Group == o.group && e.Type == api.EventMember && e.To == string(api.MemberDraining)
 	}
 	var all []api.Event
-	for end := time.Now().Add(10 * time.Second); !slices.ContainsFunc(all, isDrain); { // events are told a moment later
+	for end := time.Now().Add(patience); !slices.ContainsFunc(all, isDrain); { // events are told a moment later
 		if time.Now().After(end) {
 			t.Fatalf("the log does not tell of the drain: %+v", all)
 		}
@@ -371,12 +373,17 @@ func comeAndGo(t *testing.T, o operated) {
 	}
 	defer wg.Wait()
 	defer close(stop)
+	meanwhile := func() { <-time.After(3 * time.Millisecond) } // they go on, and are at it when it ends
 	for range 3 {
+		meanwhile()
 		o.add(t, "spare-1")
+		meanwhile()
 		_, err := o.Drain(t.Context(), o.group, "spare-1", false)
 		ok(t, err, "draining")
+		meanwhile()
 		_, err = o.SetRole(t.Context(), o.group, "spare-1", api.RoleStandby, false)
 		ok(t, err, "making a standby")
+		meanwhile()
 		ok(t, o.RemoveMember(t.Context(), o.group, "spare-1", false), "removing")
 	}
 }

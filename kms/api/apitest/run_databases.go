@@ -29,7 +29,7 @@ type OpenDatabases func(t *testing.T) DatabaseService
 
 // RunDatabases tests the promises of api.Databases, but for those of rekeys and of single
 // versions of a master key, which are RunRekeys'.
-func RunDatabases(t *testing.T, open OpenDatabases) {
+func RunDatabases(t *testing.T, around Around, open OpenDatabases) {
 	for _, c := range []struct {
 		promise string
 		test    func(*testing.T, DatabaseService)
@@ -64,7 +64,9 @@ func RunDatabases(t *testing.T, open OpenDatabases) {
 		{"of many who expect the same version one puts", concurrentCAS},
 		{"a request for a data key whose time is over says so", databaseDeadlines},
 	} {
-		t.Run(c.promise, func(t *testing.T) { c.test(t, open(t)) })
+		t.Run(c.promise, func(t *testing.T) {
+			around(t, func(t *testing.T) { c.test(t, open(t)) })
+		})
 	}
 }
 

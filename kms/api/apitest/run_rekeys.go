@@ -13,7 +13,7 @@ import (
 
 // RunRekeys tests the promises of api.Databases about rekeys and single versions of a
 // master key.
-func RunRekeys(t *testing.T, open OpenDatabases) {
+func RunRekeys(t *testing.T, around Around, open OpenDatabases) {
 	for _, c := range []struct {
 		promise string
 		test    func(*testing.T, DatabaseService)
@@ -31,7 +31,9 @@ func RunRekeys(t *testing.T, open OpenDatabases) {
 		{"a change of a version that cannot be is refused", wrongChanges},
 		{"a rekey whose time is over says so", rekeyDeadlines},
 	} {
-		t.Run(c.promise, func(t *testing.T) { c.test(t, open(t)) })
+		t.Run(c.promise, func(t *testing.T) {
+			around(t, func(t *testing.T) { c.test(t, open(t)) })
+		})
 	}
 }
 
@@ -43,7 +45,7 @@ func rekey(t *testing.T, s DatabaseService, database string, opts api.RekeyOptio
 	if began.ID == "" || began.Type != api.JobRekey || began.Database != database || began.Started.IsZero() || began.Retire != opts.Retire {
 		t.Errorf("began %+v", began)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -114,7 +116,7 @@ func rekeyedNothing(t *testing.T, s DatabaseService) {
 
 func rekeyedMeanwhile(t *testing.T, s DatabaseService) {
 	makeDB(t, s, "shop")
-	const keys, most = 4, 1000 // versions of each: a store in memory may sort all of them for each page that is read
+	const keys, most, burst = 4, 1000, 8 // versions of each: a store in memory may sort all of them for each page that is read
 	stop := make(chan struct{})
 	made := make([][]string, keys) // :: data key → plaintexts of its versions
 	var wg sync.WaitGroup
@@ -126,11 +128,13 @@ func rekeyedMeanwhile(t *testing.T, s DatabaseService) {
 					t.Errorf("putting meanwhile: %v", err)
 					return
 				}
-				made[id] = append(made[id], text)
+				if made[id] = append(made[id], text); len(made[id])%burst > 0 {
+					continue
+				}
 				select {
 				case <-stop:
 					return
-				default:
+				case <-time.After(time.Millisecond): // which a bubble needs to go on
 				}
 			}
 		})
