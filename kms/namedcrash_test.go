@@ -218,35 +218,37 @@ func TestHowAWriteEndedIsFoundOut(t *testing.T) {
 		{"a database was not written", catalog.KindDatabase, false, errDisk, createBank, 0, kms.ErrInternal, "input/output error", bank, "[] <nil> true"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newDatabaseRig(t)
-			store := &faulty{Store: r.disk.Reopen(), kind: c.kind}
-			r.mustStartOn(store)
-			defer r.stop()
-			if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := put(r); err != nil {
-				t.Fatal(err)
-			}
-			store.then(func(ctx context.Context, changes ...catalog.Record) (uint64, error) {
-				if c.written {
-					if _, err := store.Store.Apply(ctx, changes...); err != nil {
-						t.Error(err)
-					}
+			synctest.Test(t, func(t *testing.T) {
+				r := newDatabaseRig(t)
+				store := &faulty{Store: r.disk.Reopen(), kind: c.kind}
+				r.mustStartOn(store)
+				defer r.stop()
+				if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+					t.Fatal(err)
 				}
-				store.setBlind(c.fault == nil)
-				return 0, cmp.Or(c.fault, errDisk)
+				if _, err := put(r); err != nil {
+					t.Fatal(err)
+				}
+				store.then(func(ctx context.Context, changes ...catalog.Record) (uint64, error) {
+					if c.written {
+						if _, err := store.Store.Apply(ctx, changes...); err != nil {
+							t.Error(err)
+						}
+					}
+					store.setBlind(c.fault == nil)
+					return 0, cmp.Or(c.fault, errDisk)
+				})
+				version, err := c.do(r)
+				if c.want != nil {
+					wantError(t, err, c.want, c.text)
+				} else if err != nil || version != c.version {
+					t.Errorf("version %d, %v; want version %d", version, err, c.version)
+				}
+				store.setBlind(false)
+				if got := c.then(r); got != c.state {
+					t.Errorf("then it is %q, want %q", got, c.state)
+				}
 			})
-			version, err := c.do(r)
-			if c.want != nil {
-				wantError(t, err, c.want, c.text)
-			} else if err != nil || version != c.version {
-				t.Errorf("version %d, %v; want version %d", version, err, c.version)
-			}
-			store.setBlind(false)
-			if got := c.then(r); got != c.state {
-				t.Errorf("then it is %q, want %q", got, c.state)
-			}
 		})
 	}
 }
@@ -254,28 +256,30 @@ func TestHowAWriteEndedIsFoundOut(t *testing.T) {
 // A version that another one follows before its own write is known to have ended is the
 // older one by then.
 func TestVersionIsFoundBehindTheOneAfterIt(t *testing.T) {
-	r := newDatabaseRig(t)
-	store := &faulty{Store: r.disk.Reopen(), kind: catalog.KindDataKey}
-	r.mustStartOn(store)
-	defer r.stop()
-	if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	store.then(func(ctx context.Context, changes ...catalog.Record) (uint64, error) {
-		if _, err := store.Store.Apply(ctx, changes...); err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		r := newDatabaseRig(t)
+		store := &faulty{Store: r.disk.Reopen(), kind: catalog.KindDataKey}
+		r.mustStartOn(store)
+		defer r.stop()
+		if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+			t.Fatal(err)
 		}
-		if k, err := r.PutNamedKey(ctx, "shop", "1", api.NamedKeyPut{Plaintext: []byte("second")}); err != nil || k.Version != 2 {
+		store.then(func(ctx context.Context, changes ...catalog.Record) (uint64, error) {
+			if _, err := store.Store.Apply(ctx, changes...); err != nil {
+				t.Error(err)
+			}
+			if k, err := r.PutNamedKey(ctx, "shop", "1", api.NamedKeyPut{Plaintext: []byte("second")}); err != nil || k.Version != 2 {
+				t.Errorf("%+v, %v", k, err)
+			}
+			return 0, errDisk
+		})
+		if k, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{Plaintext: []byte("first")}); err != nil || k.Version != 1 {
 			t.Errorf("%+v, %v", k, err)
 		}
-		return 0, errDisk
-	})
-	if k, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{Plaintext: []byte("first")}); err != nil || k.Version != 1 {
-		t.Errorf("%+v, %v", k, err)
-	}
-	for v, want := range []string{"second", "first", "second"} {
-		if k, err := r.NamedKey(t.Context(), "shop", "1", v); err != nil || string(k.Plaintext) != want {
-			t.Errorf("version %d is %q, %v", v, k.Plaintext, err)
+		for v, want := range []string{"second", "first", "second"} {
+			if k, err := r.NamedKey(t.Context(), "shop", "1", v); err != nil || string(k.Plaintext) != want {
+				t.Errorf("version %d is %q, %v", v, k.Plaintext, err)
+			}
 		}
-	}
+	})
 }

@@ -130,38 +130,44 @@ func TestEnvelopeUnwrapsInItsOwnPlaceOnly(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			k := newKeeper(t)
-			database, id, version := c.forge(k, k.put("shop", "1", "secret"))
-			named, err := k.NamedKey(t.Context(), database, id, version)
-			wantError(t, err, kms.ErrCorrupt, fmt.Sprintf("of data key %q of database %q does not unwrap", id, database))
-			if named.Plaintext != nil {
-				t.Errorf("it gave %q", named.Plaintext)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				k := newKeeper(t)
+				database, id, version := c.forge(k, k.put("shop", "1", "secret"))
+				named, err := k.NamedKey(t.Context(), database, id, version)
+				wantError(t, err, kms.ErrCorrupt, fmt.Sprintf("of data key %q of database %q does not unwrap", id, database))
+				if named.Plaintext != nil {
+					t.Errorf("it gave %q", named.Plaintext)
+				}
+			})
 		})
 	}
 }
 
 func TestVersionThatTheCatalogHasLostIsNotAbsent(t *testing.T) {
-	k := newKeeper(t)
-	dk := k.put("shop", "1", "secret")
-	dk.Number = 3 // without versions 1 and 2
-	k.forge("master", dk, nil)
-	_, err := k.NamedKey(t.Context(), "shop", "1", 2)
-	wantError(t, err, kms.ErrInternal, `reading version 2 of data key "1" of database "shop": no such record`)
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(t)
+		dk := k.put("shop", "1", "secret")
+		dk.Number = 3 // without versions 1 and 2
+		k.forge("master", dk, nil)
+		_, err := k.NamedKey(t.Context(), "shop", "1", 2)
+		wantError(t, err, kms.ErrInternal, `reading version 2 of data key "1" of database "shop": no such record`)
+	})
 }
 
 func TestDataKeyHasAtMost100000Versions(t *testing.T) {
-	k := newKeeper(t)
-	dk := k.put("shop", "1", "secret")
-	dk.Number = 99_999
-	k.forge("master", dk, nil)
-	if made := k.put("shop", "1", "the last"); made.Number != 100_000 {
-		t.Errorf("made version %d", made.Number)
-	}
-	_, err := k.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{})
-	wantError(t, err, kms.ErrState, `data key "1" of database "shop" has 100000 versions, and more are not possible`)
-	_, err = k.RotateNamedKey(t.Context(), "shop", "1")
-	wantError(t, err, kms.ErrState, "has 100000 versions")
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(t)
+		dk := k.put("shop", "1", "secret")
+		dk.Number = 99_999
+		k.forge("master", dk, nil)
+		if made := k.put("shop", "1", "the last"); made.Number != 100_000 {
+			t.Errorf("made version %d", made.Number)
+		}
+		_, err := k.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{})
+		wantError(t, err, kms.ErrState, `data key "1" of database "shop" has 100000 versions, and more are not possible`)
+		_, err = k.RotateNamedKey(t.Context(), "shop", "1")
+		wantError(t, err, kms.ErrState, "has 100000 versions")
+	})
 }
 
 // Nobody may take a fault of the HSMs for the absence of a key: a database that is told so
@@ -200,32 +206,34 @@ func TestAbsenceIsToldOnlyWhenItIsCertain(t *testing.T) {
 }
 
 func TestDatabaseOfAGroupThatIsNotConfigured(t *testing.T) {
-	r, other := newRig(t, 1), newRig(t, 1)
-	other.group.Name = "archive"
-	config := kms.Config{Catalog: catalogtest.NewMemory(), Groups: []kms.GroupConfig{r.group, other.group}}
-	var err error
-	if r.KMS, err = kms.Open(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	db, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{KeyOptions: kms.KeyOptions{Group: "archive"}})
-	if err != nil || db.Group != "archive" {
-		t.Fatalf("%+v, %v", db, err)
-	}
-	if _, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{}); err != nil {
-		t.Fatal(err)
-	}
-	r.stop()
-	config.Groups = config.Groups[:1]
-	if r.KMS, err = kms.Open(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	defer r.stop()
-	_, err = r.NamedKey(t.Context(), "shop", "1", 0)
-	wantError(t, err, kms.ErrUnavailable, `key shop belongs to group "archive", which is not configured`)
-	_, err = r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{})
-	wantError(t, err, kms.ErrUnavailable, "which is not configured")
-	_, err = r.CreateDatabase(t.Context(), "second", api.DatabaseOptions{Key: "shop"})
-	wantError(t, err, kms.ErrUnavailable, "which is not configured")
+	synctest.Test(t, func(t *testing.T) {
+		r, other := newRig(t, 1), newRig(t, 1)
+		other.group.Name = "archive"
+		config := kms.Config{Catalog: catalogtest.NewMemory(), Groups: []kms.GroupConfig{r.group, other.group}}
+		var err error
+		if r.KMS, err = kms.Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		db, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{KeyOptions: kms.KeyOptions{Group: "archive"}})
+		if err != nil || db.Group != "archive" {
+			t.Fatalf("%+v, %v", db, err)
+		}
+		if _, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{}); err != nil {
+			t.Fatal(err)
+		}
+		r.stop()
+		config.Groups = config.Groups[:1]
+		if r.KMS, err = kms.Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		defer r.stop()
+		_, err = r.NamedKey(t.Context(), "shop", "1", 0)
+		wantError(t, err, kms.ErrUnavailable, `key shop belongs to group "archive", which is not configured`)
+		_, err = r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{})
+		wantError(t, err, kms.ErrUnavailable, "which is not configured")
+		_, err = r.CreateDatabase(t.Context(), "second", api.DatabaseOptions{Key: "shop"})
+		wantError(t, err, kms.ErrUnavailable, "which is not configured")
+	})
 }
 
 func TestUnknownFormatIsRefused(t *testing.T) {
@@ -237,51 +245,55 @@ func TestUnknownFormatIsRefused(t *testing.T) {
 }
 
 func TestMariaDBIsToldWhy(t *testing.T) {
-	r := newDatabaseRig(t).mustStart()
-	defer r.stop()
-	if _, err := r.CreateDatabase(t.Context(), apitest.MariaDB, api.DatabaseOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	_, err := r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{Bytes: 20})
-	wantError(t, err, kms.ErrBadRequest, "are for MariaDB, which wants 16, 24 or 32 bytes, not 20: it would take any other length, and stop when it writes a page")
-	_, err = r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{Plaintext: []byte("{}"), Object: true})
-	wantError(t, err, kms.ErrBadRequest, "wants the bytes of a key, not a JSON object")
-	if _, err := r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{}); err != nil {
-		t.Fatal(err)
-	}
-	wantError(t, r.DeleteNamedKey(t.Context(), apitest.MariaDB, "1"), kms.ErrState, "MariaDB may need every version of it for ever")
+	synctest.Test(t, func(t *testing.T) {
+		r := newDatabaseRig(t).mustStart()
+		defer r.stop()
+		if _, err := r.CreateDatabase(t.Context(), apitest.MariaDB, api.DatabaseOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{Bytes: 20})
+		wantError(t, err, kms.ErrBadRequest, "are for MariaDB, which wants 16, 24 or 32 bytes, not 20: it would take any other length, and stop when it writes a page")
+		_, err = r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{Plaintext: []byte("{}"), Object: true})
+		wantError(t, err, kms.ErrBadRequest, "wants the bytes of a key, not a JSON object")
+		if _, err := r.PutNamedKey(t.Context(), apitest.MariaDB, "1", api.NamedKeyPut{}); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, r.DeleteNamedKey(t.Context(), apitest.MariaDB, "1"), kms.ErrState, "MariaDB may need every version of it for ever")
+	})
 }
 
 func TestErrorsOfDataKeysHaveTheirCauses(t *testing.T) {
-	k := newKeeper(t)
-	k.put("shop", "1", "secret")
-	for cas, want := range map[int]struct {
-		err  error
-		text string
-	}{
-		0: {kms.ErrExists, `there is a data key "1" of database "shop" already, its newest version is 1`},
-		7: {kms.ErrState, `the newest version of data key "1" of database "shop" is 1, but cas is 7`},
-	} {
-		_, err := k.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{CAS: &cas})
-		wantError(t, err, want.err, want.text)
-		if !errors.Is(err, api.ErrCAS) {
-			t.Errorf("the cause of %v is not %v", err, api.ErrCAS)
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(t)
+		k.put("shop", "1", "secret")
+		for cas, want := range map[int]struct {
+			err  error
+			text string
+		}{
+			0: {kms.ErrExists, `there is a data key "1" of database "shop" already, its newest version is 1`},
+			7: {kms.ErrState, `the newest version of data key "1" of database "shop" is 1, but cas is 7`},
+		} {
+			_, err := k.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{CAS: &cas})
+			wantError(t, err, want.err, want.text)
+			if !errors.Is(err, api.ErrCAS) {
+				t.Errorf("the cause of %v is not %v", err, api.ErrCAS)
+			}
 		}
-	}
-	if _, err := k.NamedKey(t.Context(), "nowhere", "1", 0); !errors.Is(err, kms.ErrNotFound) || !errors.Is(err, api.ErrNoDatabase) {
-		t.Errorf("the cause of %v is not %v", err, api.ErrNoDatabase)
-	}
-	if err := k.DeleteNamedKey(t.Context(), "shop", "1"); err != nil {
-		t.Fatal(err)
-	}
-	_, read := k.NamedKey(t.Context(), "shop", "1", 0)
-	_, rotated := k.RotateNamedKey(t.Context(), "shop", "1")
-	for _, err := range []error{read, rotated} {
-		wantError(t, err, kms.ErrNotFound, `version 1 of data key "1" of database "shop" was deleted at`)
-		if !errors.Is(err, api.ErrDeleted) {
-			t.Errorf("the cause of %v is not %v", err, api.ErrDeleted)
+		if _, err := k.NamedKey(t.Context(), "nowhere", "1", 0); !errors.Is(err, kms.ErrNotFound) || !errors.Is(err, api.ErrNoDatabase) {
+			t.Errorf("the cause of %v is not %v", err, api.ErrNoDatabase)
 		}
-	}
+		if err := k.DeleteNamedKey(t.Context(), "shop", "1"); err != nil {
+			t.Fatal(err)
+		}
+		_, read := k.NamedKey(t.Context(), "shop", "1", 0)
+		_, rotated := k.RotateNamedKey(t.Context(), "shop", "1")
+		for _, err := range []error{read, rotated} {
+			wantError(t, err, kms.ErrNotFound, `version 1 of data key "1" of database "shop" was deleted at`)
+			if !errors.Is(err, api.ErrDeleted) {
+				t.Errorf("the cause of %v is not %v", err, api.ErrDeleted)
+			}
+		}
+	})
 }
 
 // underNewest is a store that looks at every data key that is committed: the version of the
@@ -323,61 +335,65 @@ func (u *underNewest) Apply(ctx context.Context, changes ...catalog.Record) (uin
 }
 
 func TestNothingIsCommittedUnderAVersionThatWasRotatedAway(t *testing.T) {
-	r := newDatabaseRig(t)
-	store := &underNewest{Store: r.disk.Reopen(), t: t}
-	r.mustStartOn(store)
-	defer r.stop()
-	if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	const writers, puts, rotations = 8, 40, 20
-	var wg sync.WaitGroup
-	for w := range writers {
-		wg.Go(func() {
-			for i := range puts {
-				id := fmt.Sprint((w + i) % 4)
-				k, err := r.PutNamedKey(t.Context(), "shop", id, api.NamedKeyPut{Plaintext: fmt.Appendf(nil, "%d %d", w, i)})
-				if err != nil {
-					t.Error(err)
-					return
+	synctest.Test(t, func(t *testing.T) {
+		r := newDatabaseRig(t)
+		store := &underNewest{Store: r.disk.Reopen(), t: t}
+		r.mustStartOn(store)
+		defer r.stop()
+		if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		const writers, puts, rotations = 8, 40, 20
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range puts {
+					id := fmt.Sprint((w + i) % 4)
+					k, err := r.PutNamedKey(t.Context(), "shop", id, api.NamedKeyPut{Plaintext: fmt.Appendf(nil, "%d %d", w, i)})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					found, err := r.NamedKey(t.Context(), "shop", id, k.Version)
+					if err != nil || string(found.Plaintext) != fmt.Sprintf("%d %d", w, i) {
+						t.Errorf("version %d of data key %s is %q, %v", k.Version, id, found.Plaintext, err)
+					}
 				}
-				found, err := r.NamedKey(t.Context(), "shop", id, k.Version)
-				if err != nil || string(found.Plaintext) != fmt.Sprintf("%d %d", w, i) {
-					t.Errorf("version %d of data key %s is %q, %v", k.Version, id, found.Plaintext, err)
+			})
+		}
+		wg.Go(func() {
+			for range rotations {
+				if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+					t.Error(err)
 				}
 			}
 		})
-	}
-	wg.Go(func() {
-		for range rotations {
-			if _, err := r.Rotate(t.Context(), "shop"); err != nil {
-				t.Error(err)
-			}
+		wg.Wait()
+		if db, err := r.Database(t.Context(), "shop"); err != nil || db.Versions != writers*puts || db.Keys != 4 || db.Version != rotations+1 {
+			t.Errorf("the database is %+v, %v", db, err)
+		}
+		if store.n != writers*puts {
+			t.Errorf("%d data keys were looked at", store.n)
 		}
 	})
-	wg.Wait()
-	if db, err := r.Database(t.Context(), "shop"); err != nil || db.Versions != writers*puts || db.Keys != 4 || db.Version != rotations+1 {
-		t.Errorf("the database is %+v, %v", db, err)
-	}
-	if store.n != writers*puts {
-		t.Errorf("%d data keys were looked at", store.n)
-	}
 }
 
 func TestNoDataKeyInTheLogOrTheCatalog(t *testing.T) {
-	k := newKeeper(t)
-	const secret = "0123456789abcdef secret"
-	k.put("shop", "1", secret)
-	k.put("shop", "1", secret)
-	for _, text := range []string{secret, hex.EncodeToString([]byte(secret))} {
-		if strings.Contains(k.log.String(), text) {
-			t.Errorf("the log has %q", text)
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(t)
+		const secret = "0123456789abcdef secret"
+		k.put("shop", "1", secret)
+		k.put("shop", "1", secret)
+		for _, text := range []string{secret, hex.EncodeToString([]byte(secret))} {
+			if strings.Contains(k.log.String(), text) {
+				t.Errorf("the log has %q", text)
+			}
 		}
-	}
-	if !strings.Contains(k.log.String(), "database created") || !strings.Contains(k.log.String(), "data key made") {
-		t.Error("the log does not tell what was made")
-	}
-	if dk := k.record("shop", "1"); bytes.Contains(dk.Envelope, []byte(secret)) {
-		t.Error("the catalog has it in the clear")
-	}
+		if !strings.Contains(k.log.String(), "database created") || !strings.Contains(k.log.String(), "data key made") {
+			t.Error("the log does not tell what was made")
+		}
+		if dk := k.record("shop", "1"); bytes.Contains(dk.Envelope, []byte(secret)) {
+			t.Error("the catalog has it in the clear")
+		}
+	})
 }

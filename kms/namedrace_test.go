@@ -92,15 +92,17 @@ func TestReadDuringARekeyThatRetiresTheOldVersion(t *testing.T) {
 
 // A key that somebody has disabled as a whole is refused, and not asked for again and again.
 func TestReadOfADisabledDatabaseIsRefused(t *testing.T) {
-	r := newDatabaseRig(t).mustStart()
-	defer r.stop()
-	if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	r.put("shop", "1")
-	if _, err := r.Disable(t.Context(), "shop"); err != nil {
-		t.Fatal(err)
-	}
-	_, err := r.NamedKey(t.Context(), "shop", "1", 0)
-	wantError(t, err, kms.ErrState, "version 1 of key shop is disabled")
+	synctest.Test(t, func(t *testing.T) {
+		r := newDatabaseRig(t).mustStart()
+		defer r.stop()
+		if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.put("shop", "1")
+		if _, err := r.Disable(t.Context(), "shop"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.NamedKey(t.Context(), "shop", "1", 0)
+		wantError(t, err, kms.ErrState, "version 1 of key shop is disabled")
+	})
 }

@@ -43,50 +43,52 @@ func TestTokensThatChooseTheirIVs(t *testing.T) {
 	aad := []byte("aad")
 	for _, c := range tokenKinds {
 		t.Run(c.name, func(t *testing.T) {
-			r := newKinds(t, c.ownIVs).mustStart()
-			defer r.stop()
-			r.create("shop")
-			var wrapped [][]byte
-			for i := range n {
-				switch i % 3 {
-				case 0:
-					wrapped = append(wrapped, r.wrap("shop"))
-				case 1:
-					dk, err := r.DataKey(t.Context(), "shop", 32, aad)
-					if err != nil {
-						t.Fatal(err)
-					}
-					if got, err := r.Unwrap(t.Context(), "shop", dk.Wrapped, aad); err != nil || !bytes.Equal(got, dk.Plaintext) {
-						t.Fatalf("a data key came back as %x, %v", got, err)
-					}
-				default:
-					results, err := r.Batch(t.Context(), kms.OpWrap, "shop", slices.Repeat([]kms.Item{{Plaintext: plaintextOf("shop"), AAD: aad}}, 8))
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, res := range results {
-						if res.Error != nil {
-							t.Fatal(res.Error)
+			synctest.Test(t, func(t *testing.T) {
+				r := newKinds(t, c.ownIVs).mustStart()
+				defer r.stop()
+				r.create("shop")
+				var wrapped [][]byte
+				for i := range n {
+					switch i % 3 {
+					case 0:
+						wrapped = append(wrapped, r.wrap("shop"))
+					case 1:
+						dk, err := r.DataKey(t.Context(), "shop", 32, aad)
+						if err != nil {
+							t.Fatal(err)
 						}
-						wrapped = append(wrapped, res.Wrapped)
+						if got, err := r.Unwrap(t.Context(), "shop", dk.Wrapped, aad); err != nil || !bytes.Equal(got, dk.Plaintext) {
+							t.Fatalf("a data key came back as %x, %v", got, err)
+						}
+					default:
+						results, err := r.Batch(t.Context(), kms.OpWrap, "shop", slices.Repeat([]kms.Item{{Plaintext: plaintextOf("shop"), AAD: aad}}, 8))
+						if err != nil {
+							t.Fatal(err)
+						}
+						for _, res := range results {
+							if res.Error != nil {
+								t.Fatal(res.Error)
+							}
+							wrapped = append(wrapped, res.Wrapped)
+						}
 					}
 				}
-			}
-			wantIVs(t, wrapped, c.sizes)
-			if _, err := r.Rotate(t.Context(), "shop"); err != nil {
-				t.Fatal(err)
-			}
-			var again [][]byte
-			for _, w := range wrapped {
-				r.wantUnwrap("shop", w)
-				moved, err := r.Rewrap(t.Context(), "shop", w, aad)
-				if err != nil {
+				wantIVs(t, wrapped, c.sizes)
+				if _, err := r.Rotate(t.Context(), "shop"); err != nil {
 					t.Fatal(err)
 				}
-				r.wantUnwrap("shop", moved)
-				again = append(again, moved)
-			}
-			wantIVs(t, again, c.sizes)
+				var again [][]byte
+				for _, w := range wrapped {
+					r.wantUnwrap("shop", w)
+					moved, err := r.Rewrap(t.Context(), "shop", w, aad)
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.wantUnwrap("shop", moved)
+					again = append(again, moved)
+				}
+				wantIVs(t, again, c.sizes)
+			})
 		})
 	}
 }
@@ -173,21 +175,23 @@ func TestRotatedDataKeyKeepsItsLength(t *testing.T) {
 	for _, ownIV := range []int{0, 12, 16} {
 		for _, size := range []int{1, 16, 24, 33, api.MaxDataKey} {
 			t.Run(fmt.Sprintf("%d bytes, IVs of %d", size, ownIV), func(t *testing.T) {
-				r := newKinds(t, []int{ownIV}).mustStart()
-				defer r.stop()
-				if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{Bytes: size}); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := r.RotateNamedKey(t.Context(), "shop", "1"); err != nil {
-					t.Fatal(err)
-				}
-				k, err := r.NamedKey(t.Context(), "shop", "1", 0)
-				if err != nil || k.Version != 2 || len(k.Plaintext) != size {
-					t.Errorf("version %d has %d bytes, %v", k.Version, len(k.Plaintext), err)
-				}
+				synctest.Test(t, func(t *testing.T) {
+					r := newKinds(t, []int{ownIV}).mustStart()
+					defer r.stop()
+					if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := r.PutNamedKey(t.Context(), "shop", "1", api.NamedKeyPut{Bytes: size}); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := r.RotateNamedKey(t.Context(), "shop", "1"); err != nil {
+						t.Fatal(err)
+					}
+					k, err := r.NamedKey(t.Context(), "shop", "1", 0)
+					if err != nil || k.Version != 2 || len(k.Plaintext) != size {
+						t.Errorf("version %d has %d bytes, %v", k.Version, len(k.Plaintext), err)
+					}
+				})
 			})
 		}
 	}
@@ -228,24 +232,26 @@ func TestRekeyRefusesOneIVForTwo(t *testing.T) {
 func TestEnvelopesOfTheFirstFormatUnwrap(t *testing.T) {
 	for _, c := range tokenKinds {
 		t.Run(c.name, func(t *testing.T) {
-			r := newKinds(t, c.ownIVs).mustStart()
-			defer r.stop()
-			r.create("shop")
-			first := firstFormat(t, r, "shop")
-			for range 6 {
-				r.wantUnwrap("shop", first)
-			}
-			if _, err := r.Rotate(t.Context(), "shop"); err != nil {
-				t.Fatal(err)
-			}
-			moved, err := r.Rewrap(t.Context(), "shop", first, []byte("aad"))
-			if err != nil || moved[4] != 2 {
-				t.Fatalf("rewrapped as format %d, %v", moved[4], err)
-			}
-			r.wantUnwrap("shop", moved)
-			first[30] ^= 1 // in its IV
-			_, err = r.Unwrap(t.Context(), "shop", first, []byte("aad"))
-			wantError(t, err, kms.ErrCorrupt, "does not authenticate")
+			synctest.Test(t, func(t *testing.T) {
+				r := newKinds(t, c.ownIVs).mustStart()
+				defer r.stop()
+				r.create("shop")
+				first := firstFormat(t, r, "shop")
+				for range 6 {
+					r.wantUnwrap("shop", first)
+				}
+				if _, err := r.Rotate(t.Context(), "shop"); err != nil {
+					t.Fatal(err)
+				}
+				moved, err := r.Rewrap(t.Context(), "shop", first, []byte("aad"))
+				if err != nil || moved[4] != 2 {
+					t.Fatalf("rewrapped as format %d, %v", moved[4], err)
+				}
+				r.wantUnwrap("shop", moved)
+				first[30] ^= 1 // in its IV
+				_, err = r.Unwrap(t.Context(), "shop", first, []byte("aad"))
+				wantError(t, err, kms.ErrCorrupt, "does not authenticate")
+			})
 		})
 	}
 }

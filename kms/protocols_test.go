@@ -143,8 +143,6 @@ func TestACrashInATransferOfManyKeys(t *testing.T) {
 	})
 }
 
-// Where two HSMs find out that they have nothing in common is the protocol's business: it may
-// be the one that gives.
 // HSMs that keep their cloning domain to themselves prove at the start of a new group that
 // they understand each other, not with the first key that somebody needs.
 func TestANewGroupOfHSMsThatHideTheirDomainIsProven(t *testing.T) {
@@ -181,6 +179,8 @@ func TestANewGroupOfHSMsThatHideTheirDomainIsProven(t *testing.T) {
 	}
 }
 
+// Where two HSMs find out that they have nothing in common is the protocol's business: it may
+// be the one that gives.
 func TestAMemberThatNobodyGivesKeysToDoesNotFit(t *testing.T) {
 	warns := []pluginproto.Fact{{Name: "cloning", Value: "policy 4 is off", Warning: true}, {Name: "room", Value: "plenty"}}
 	for _, c := range []struct {

@@ -166,20 +166,22 @@ func TestKeyIsNotedSomewhereWhileItsRotationBegins(t *testing.T) {
 type bare struct{ pluginproto.Driver }
 
 func TestDriverThatIsNoProcess(t *testing.T) {
-	r := newRig(t, 2)
-	for i, h := range r.hsms {
-		r.group.Members[i].Open = func(ctx context.Context) (pluginproto.Driver, error) {
-			d, err := h.open(ctx)
-			return bare{d}, err
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2)
+		for i, h := range r.hsms {
+			r.group.Members[i].Open = func(ctx context.Context) (pluginproto.Driver, error) {
+				d, err := h.open(ctx)
+				return bare{d}, err
+			}
 		}
-	}
-	r.mustStart()
-	defer r.stop()
-	r.create("shop")
-	r.wantUnwrap("shop", r.wrap("shop"))
-	if pid := r.Status().Groups[0].Members[0].DriverPID; pid != 0 {
-		t.Errorf("its process is %d", pid)
-	}
+		r.mustStart()
+		defer r.stop()
+		r.create("shop")
+		r.wantUnwrap("shop", r.wrap("shop"))
+		if pid := r.Status().Groups[0].Members[0].DriverPID; pid != 0 {
+			t.Errorf("its process is %d", pid)
+		}
+	})
 }
 
 // liar answers with what it should not.
@@ -236,16 +238,18 @@ func TestDriverThatLies(t *testing.T) {
 		}, kms.ErrInternal, "the driver answered with 0 bytes, want 8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, 1)
-			h := r.hsms[0]
-			r.group.Members[0].Open = func(context.Context) (pluginproto.Driver, error) {
-				l := c.lie
-				l.Driver = memdriver.New(memdriver.Options{Token: h.token})
-				return &l, nil
-			}
-			r.mustStart()
-			defer r.stop()
-			wantError(t, c.do(r), c.want, c.text)
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 1)
+				h := r.hsms[0]
+				r.group.Members[0].Open = func(context.Context) (pluginproto.Driver, error) {
+					l := c.lie
+					l.Driver = memdriver.New(memdriver.Options{Token: h.token})
+					return &l, nil
+				}
+				r.mustStart()
+				defer r.stop()
+				wantError(t, c.do(r), c.want, c.text)
+			})
 		})
 	}
 }
@@ -265,62 +269,66 @@ func wrapInShop(r *rig) error {
 }
 
 func TestTwoGroups(t *testing.T) {
-	r, other := newRig(t, 2), newRig(t, 1)
-	r.group.Name, other.group.Name = "payments", "archive"
-	config := kms.Config{Catalog: catalogtest.NewMemory(), Groups: []kms.GroupConfig{r.group, other.group}}
-	var err error
-	if r.KMS, err = kms.Open(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	first := r.create("first")
-	second, err := r.CreateMasterKey(t.Context(), "second", kms.KeyOptions{Group: "archive"})
-	if err != nil || first.Group != "payments" || second.Group != "archive" || second.MinCopies != 1 {
-		t.Fatalf("%+v, %+v, %v", first, second, err)
-	}
-	wrapped := r.wrap("second")
-	_, err = r.CreateMasterKey(t.Context(), "first", kms.KeyOptions{Group: "archive"})
-	wantError(t, err, kms.ErrExists, `there is a key "first" already`)
-	_, err = r.CreateMasterKey(t.Context(), "third", kms.KeyOptions{Group: "nowhere"})
-	wantError(t, err, kms.ErrNotFound, `there is no group "nowhere"`)
-	if a, b := len(r.hsms[0].token.Keys()), len(other.hsms[0].token.Keys()); a != 1 || b != 1 {
-		t.Errorf("the tokens hold %d and %d keys, want 1 each", a, b)
-	}
-	r.stop()
+	synctest.Test(t, func(t *testing.T) {
+		r, other := newRig(t, 2), newRig(t, 1)
+		r.group.Name, other.group.Name = "payments", "archive"
+		config := kms.Config{Catalog: catalogtest.NewMemory(), Groups: []kms.GroupConfig{r.group, other.group}}
+		var err error
+		if r.KMS, err = kms.Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		first := r.create("first")
+		second, err := r.CreateMasterKey(t.Context(), "second", kms.KeyOptions{Group: "archive"})
+		if err != nil || first.Group != "payments" || second.Group != "archive" || second.MinCopies != 1 {
+			t.Fatalf("%+v, %+v, %v", first, second, err)
+		}
+		wrapped := r.wrap("second")
+		_, err = r.CreateMasterKey(t.Context(), "first", kms.KeyOptions{Group: "archive"})
+		wantError(t, err, kms.ErrExists, `there is a key "first" already`)
+		_, err = r.CreateMasterKey(t.Context(), "third", kms.KeyOptions{Group: "nowhere"})
+		wantError(t, err, kms.ErrNotFound, `there is no group "nowhere"`)
+		if a, b := len(r.hsms[0].token.Keys()), len(other.hsms[0].token.Keys()); a != 1 || b != 1 {
+			t.Errorf("the tokens hold %d and %d keys, want 1 each", a, b)
+		}
+		r.stop()
 
-	// A group that is not configured any more takes its keys with it for the time being.
-	config.Groups = config.Groups[:1]
-	if r.KMS, err = kms.Open(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	_, err = r.Unwrap(t.Context(), "second", wrapped, []byte("aad"))
-	wantError(t, err, kms.ErrUnavailable, `key second belongs to group "archive", which is not configured`)
-	_, err = r.Destroy(t.Context(), "second", 0)
-	wantError(t, err, kms.ErrUnavailable, "which is not configured")
-	r.stop()
+		// A group that is not configured any more takes its keys with it for the time being.
+		config.Groups = config.Groups[:1]
+		if r.KMS, err = kms.Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.Unwrap(t.Context(), "second", wrapped, []byte("aad"))
+		wantError(t, err, kms.ErrUnavailable, `key second belongs to group "archive", which is not configured`)
+		_, err = r.Destroy(t.Context(), "second", 0)
+		wantError(t, err, kms.ErrUnavailable, "which is not configured")
+		r.stop()
 
-	config.Groups = []kms.GroupConfig{r.group, other.group}
-	if r.KMS, err = kms.Open(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	defer r.stop()
-	r.wantUnwrap("second", wrapped)
+		config.Groups = []kms.GroupConfig{r.group, other.group}
+		if r.KMS, err = kms.Open(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+		defer r.stop()
+		r.wantUnwrap("second", wrapped)
+	})
 }
 
 func TestNoSecretInTheLog(t *testing.T) {
-	r := newRig(t, 2).mustStart()
-	r.create("shop")
-	r.wantUnwrap("shop", r.wrap("shop"))
-	r.hsms[0].leave()
-	r.wantUnwrap("shop", r.wrap("shop"))
-	r.stop()
-	for _, secret := range [][]byte{[]byte(memdriver.PIN + "\""), bytes.Repeat([]byte{7}, 32), plaintextOf("shop")} {
-		if bytes.Contains(r.log.Bytes(), secret) {
-			t.Errorf("the log has %q", secret)
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2).mustStart()
+		r.create("shop")
+		r.wantUnwrap("shop", r.wrap("shop"))
+		r.hsms[0].leave()
+		r.wantUnwrap("shop", r.wrap("shop"))
+		r.stop()
+		for _, secret := range [][]byte{[]byte(memdriver.PIN + "\""), bytes.Repeat([]byte{7}, 32), plaintextOf("shop")} {
+			if bytes.Contains(r.log.Bytes(), secret) {
+				t.Errorf("the log has %q", secret)
+			}
 		}
-	}
-	if !strings.Contains(r.log.String(), "key created") {
-		t.Error("the log does not tell that a key was made")
-	}
+		if !strings.Contains(r.log.String(), "key created") {
+			t.Error("the log does not tell that a key was made")
+		}
+	})
 }
 
 func TestKeyIsDestroyedWhileItUnwraps(t *testing.T) {
@@ -342,7 +350,7 @@ func TestKeyIsDestroyedWhileItUnwraps(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantError(t, <-done, kms.ErrState, "version 1 of key shop is destroyed")
-		if strings.Contains(r.log.String(), "lost a key") {
+		if strings.Contains(r.log.String(), "lacks a key") {
 			t.Error("the log says that a member has lost the key")
 		}
 	})

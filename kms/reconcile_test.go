@@ -263,14 +263,14 @@ func TestWhatAMemberMissedOutlivesAKilledDaemon(t *testing.T) {
 			h.come()
 		}
 		first := make(chan error, 1)
-		r.hsms[2].step = func(h *hsm) { // the last step before it is admitted
+		r.hsms[2].setStep(func(*hsm) { // the last step before it is admitted
 			if r.Status().Groups[0].Members[2].State == active {
 				select {
 				case first <- fmt.Errorf("hsm-c serves and is still being changed"):
 				default:
 				}
 			}
-		}
+		})
 		r.wantStates(active, active, active)
 		r.wantUnwrapOn(r.hsms[2], "new", wrapped)
 		left := r.hsms[2].token.Keys()
@@ -481,7 +481,7 @@ func TestBulkShowsItsProgress(t *testing.T) {
 		for i := range keys {
 			r.create(fmt.Sprintf("key-%d", i))
 		}
-		r.hsms[2].step = func(*hsm) { <-time.After(50 * time.Millisecond) }
+		r.hsms[2].setStep(func(*hsm) { <-time.After(50 * time.Millisecond) })
 		stop := r.listen()
 		r.hsms[2].come()
 		r.eventually(func() error {
@@ -535,9 +535,7 @@ func TestWrongCopyIsUsedNoMoreFromTheMomentItIsFound(t *testing.T) {
 			}
 		}
 		h.token.Corrupt(id)
-		h.mu.Lock()
-		h.step = func(*hsm) { <-time.After(50 * time.Millisecond) }
-		h.mu.Unlock()
+		h.setStep(func(*hsm) { <-time.After(50 * time.Millisecond) })
 		synced := make(chan error, 1)
 		go func() {
 			_, err := r.Sync(t.Context(), "", api.SyncOptions{})

@@ -165,7 +165,6 @@ func newRig(t testing.TB, n int) *rig {
 	return r
 }
 
-// start opens the service on a store, or on the rig's own when that is nil.
 // logBuffer is a log that may be read while it is written.
 type logBuffer struct {
 	mu   sync.Mutex // guards text
@@ -186,6 +185,7 @@ func (b *logBuffer) Bytes() []byte {
 
 func (b *logBuffer) String() string { return string(b.Bytes()) }
 
+// start opens the service on a store, or on the rig's own when that is nil.
 func (r *rig) start(store catalog.Store) error {
 	if store == nil {
 		store = r.disk.Reopen()

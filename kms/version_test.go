@@ -331,29 +331,31 @@ func TestTheJanitorBringsBackWhatADataKeyNeeds(t *testing.T) {
 }
 
 func TestPutsAndRetirementsAtTheSameTime(t *testing.T) {
-	r := withDatabase(t).mustStart()
-	defer r.stop()
-	ctx := t.Context()
-	for round := range 40 {
-		must(r.Rotate(ctx, "shop"))
-		newest := round + 2
-		var wg sync.WaitGroup
-		for put := range 3 {
+	synctest.Test(t, func(t *testing.T) {
+		r := withDatabase(t).mustStart()
+		defer r.stop()
+		ctx := t.Context()
+		for round := range 40 {
+			must(r.Rotate(ctx, "shop"))
+			newest := round + 2
+			var wg sync.WaitGroup
+			for put := range 3 {
+				wg.Go(func() {
+					err := putDataKey(ctx, r.disk, fmt.Sprint(put))
+					if err != nil && !errors.Is(err, catalog.ErrConflict) && !strings.Contains(err.Error(), "newest enabled version") {
+						t.Error(err)
+					}
+				})
+			}
+			var retired error
 			wg.Go(func() {
-				err := putDataKey(ctx, r.disk, fmt.Sprint(put))
-				if err != nil && !errors.Is(err, catalog.ErrConflict) && !strings.Contains(err.Error(), "newest enabled version") {
-					t.Error(err)
-				}
+				action := []api.VersionAction{api.ActionDisable, api.ActionDestroy}[round%2]
+				_, retired = r.change("shop", newest, action, 0)
 			})
+			wg.Wait()
+			wantNobodyLost(t, r, newest, retired)
 		}
-		var retired error
-		wg.Go(func() {
-			action := []api.VersionAction{api.ActionDisable, api.ActionDestroy}[round%2]
-			_, retired = r.change("shop", newest, action, 0)
-		})
-		wg.Wait()
-		wantNobodyLost(t, r, newest, retired)
-	}
+	})
 }
 
 // wantNobodyLost checks that a version was either refused to go and is enabled, or has
