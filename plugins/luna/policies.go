@@ -117,23 +117,18 @@ func remedy(can policies, off []uint, of, command, content string) (text string)
 	return text
 }
 
-// readPolicies reads what a partition's policies are and what they can be.
+// readPolicies reads what a partition's policies are and what they can be. Without the policies
+// an HSM in trouble would be taken for one that keeps them to itself; capabilities are for good
+// advice alone, and nothing that is answered for them keeps a member away.
 func readPolicies(lib *vendor.Library, slot uint) (p partition, err error) {
-	for _, set := range []struct {
-		to  *policies
-		ask func(uint) (map[uint]uint, error)
-	}{
-		{&p.policies, lib.TokenPolicies}, {&p.hsm, lib.HSMPolicies},
-		{&p.can, lib.TokenCapabilities}, {&p.hsmCan, lib.HSMCapabilities},
-	} {
-		all, err := set.ask(slot)
-		switch {
-		case err == nil:
-			*set.to = all
-		case !withheld(err): // which is not known then
-			return partition{}, err
-		}
+	if p.policies, err = lib.TokenPolicies(slot); err != nil && !withheld(err) {
+		return partition{}, err
 	}
+	if p.hsm, err = lib.HSMPolicies(slot); err != nil && !withheld(err) {
+		return partition{}, err
+	}
+	p.can, _ = lib.TokenCapabilities(slot)
+	p.hsmCan, _ = lib.HSMCapabilities(slot)
 	return p, nil
 }
 

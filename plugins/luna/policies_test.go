@@ -8,6 +8,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"kmsd/pluginproto"
+	"kmsd/plugins/luna/internal/vendor"
 	"kmsd/plugins/luna/lunasim"
 )
 
@@ -17,50 +18,43 @@ func TestAPolicyThatIsOffSaysWhetherItCanBeOn(t *testing.T) {
 		forbids = "capabilities forbid it"
 		allows  = "capabilities allow it"
 	)
-	blind := []string{"CA_GetTokenCapabilities", "CA_GetHSMCapabilitySet"}
-	off := func(ids ...int) map[int]int {
-		all := map[int]int{}
-		for _, id := range ids {
-			all[id] = 0
-		}
-		return all
-	}
+	all := policies{0: 1, 4: 1, 7: 1, 16: 1, 22: 1, 23: 1}
 	for _, tc := range []struct {
-		name    string
-		options lunasim.Options
-		fact    string
-		says    []string
-		not     string // what it must not say
+		name string
+		part partition
+		fact string
+		says []string
+		not  string // what it must not say
 	}{
-		{"secret keys stay, and need not", lunasim.Options{Policies: off(4)}, "cloning",
+		{"secret keys stay, and need not", partition{policies: policies{4: 0}, can: all}, "cloning",
 			[]string{"secret keys stay where they are: policy 4 is off; the partition's " + allows + " for 4: ask its security officer " +
 				"(lunacm: partition changepolicy -policy 4 -value 1), and mind that it may delete the keys in it"}, forbids},
-		{"secret keys stay for good", lunasim.Options{Policies: off(4), Capabilities: off(4)}, "cloning",
+		{"secret keys stay for good", partition{policies: policies{4: 0}, can: policies{4: 0}}, "cloning",
 			[]string{"policy 4 is off; the partition's " + forbids + " for 4, so nobody can switch that on"}, allows},
-		{"private keys stay, and nobody knows whether they must", lunasim.Options{Policies: off(0), Without: blind}, "cloning",
+		{"private keys stay, and nobody knows whether they must", partition{policies: policies{0: 0}}, "cloning",
 			[]string{"private keys stay where they are: policy 0 is off"}, "capabilit"},
-		{"no keys leave, and all may", lunasim.Options{Policies: off(0, 4)}, "cloning",
+		{"no keys leave, and all may", partition{policies: policies{0: 0, 4: 0}, can: all}, "cloning",
 			[]string{"none: policies 0 and 4 of the partition", allows + " for 0 and 4", "-policy 0,4 -value 1,1"}, forbids},
-		{"no keys leave, and secret ones may", lunasim.Options{Policies: off(0, 4), Capabilities: off(0)}, "cloning",
+		{"no keys leave, and secret ones may", partition{policies: policies{0: 0, 4: 0}, can: policies{0: 0, 4: 1}}, "cloning",
 			[]string{allows + " for 4", "-policy 4 -value 1", forbids + " for 0"}, ""},
-		{"the HSM does not clone, and could", lunasim.Options{HSMPolicies: off(hsmCloning)}, "cloning",
+		{"the HSM does not clone, and could", partition{hsm: policies{7: 0}, hsmCan: all}, "cloning",
 			[]string{"none: policy 7 of the HSM", "the HSM's " + allows + " for 7", "lunash: hsm changepolicy -policy 7 -value 1", "its partitions"}, forbids},
-		{"the HSM cannot clone", lunasim.Options{HSMPolicies: off(hsmCloning), HSMCapabilities: off(hsmCloning)}, "cloning",
+		{"the HSM cannot clone, whatever the partition's capabilities are", partition{hsm: policies{7: 0}, hsmCan: policies{7: 0}, can: all}, "cloning",
 			[]string{"none: policy 7 of the HSM", "the HSM's " + forbids + " for 7"}, allows},
-		{"the HSM does not replicate, and could", lunasim.Options{HSMPolicies: off(hsmReplication)}, "cloning",
+		{"the HSM does not replicate, and could", partition{hsm: policies{16: 0}, hsmCan: all}, "cloning",
 			[]string{"none: policy 16 of the HSM", "the HSM's " + allows + " for 16"}, forbids},
-		{"private keys alone are masked", lunasim.Options{Kind: "sim", Policies: off(7)}, "cloning",
+		{"private keys alone are masked", partition{policies: policies{0: 0, 3: 1, 4: 0, 7: 0}, can: policies{7: 0}}, "cloning",
 			[]string{"sim; secret keys stay where they are: policy 7 is off", forbids + " for 7"}, "policy 4"},
-		{"a restart ends the activation, and need not", lunasim.Options{Policies: off(policyAutoActivation)}, "activation",
+		{"a restart ends the activation, and need not", partition{policies: policies{22: 1, 23: 0}, can: all}, "activation",
 			[]string{"auto-activation (policy 23) is off", allows + " for 23"}, forbids},
-		{"a restart ends the activation for good", lunasim.Options{Policies: off(23), Capabilities: off(23)}, "activation",
+		{"a restart ends the activation for good", partition{policies: policies{22: 1, 23: 0}, can: policies{23: 0}}, "activation",
 			[]string{"auto-activation (policy 23) is off", forbids + " for 23"}, allows},
-		{"nobody may activate it, who could", lunasim.Options{Policies: off(22), Capabilities: map[int]int{22: 1}}, "activation",
+		{"nobody may activate it, who could", partition{policies: policies{22: 0}, can: all}, "activation",
 			[]string{"policy 22 is off: every start of the driver needs somebody at the HSM", allows + " for 22"}, forbids},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			e := openEnd(t, tc.options)
-			f := fact(e.info.Facts, tc.fact)
+			facts := append(tc.part.facts(tc.part.offers(everything)), tc.part.statusFacts(vendor.Status{Activated: true})...)
+			f := fact(facts, tc.fact)
 			for _, text := range tc.says {
 				if !strings.Contains(f.Value, text) {
 					t.Errorf("%+v does not say %q", f, text)
@@ -69,8 +63,35 @@ func TestAPolicyThatIsOffSaysWhetherItCanBeOn(t *testing.T) {
 			if !f.Warning || tc.not != "" && strings.Contains(f.Value, tc.not) {
 				t.Errorf("%+v", f)
 			}
-			if lacks := fact(e.info.Facts, "lacks"); lacks.Warning || strings.Contains(lacks.Value, "CA_GetTokenCapabilities") != (tc.options.Without != nil) {
-				t.Errorf("lacks: %+v", lacks)
+		})
+	}
+}
+
+// What the library tells of capabilities is in the facts, and so is that it cannot.
+func TestCapabilitiesAreReadFromTheLibrary(t *testing.T) {
+	blind := []string{"CA_GetTokenCapabilities", "CA_GetHSMCapabilitySet"}
+	secretOff, hsmOff := map[int]int{4: 0}, map[int]int{7: 0}
+	for _, tc := range []struct {
+		name    string
+		options lunasim.Options
+		says    string
+		not     string
+	}{
+		{"the partition allows it", lunasim.Options{Policies: secretOff}, "the partition's capabilities allow it for 4", "forbid"},
+		{"the partition forbids it", lunasim.Options{Policies: secretOff, Capabilities: secretOff}, "the partition's capabilities forbid it for 4", "allow"},
+		{"the HSM forbids it", lunasim.Options{HSMPolicies: hsmOff, HSMCapabilities: hsmOff}, "the HSM's capabilities forbid it for 7", "allow"},
+		{"the library does not say", lunasim.Options{Policies: secretOff, Without: blind}, "policy 4 is off", "capabilit"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := openEnd(t, tc.options)
+			if f := fact(e.info.Facts, "cloning"); !f.Warning || !strings.Contains(f.Value, tc.says) || strings.Contains(f.Value, tc.not) {
+				t.Errorf("%+v, want %q", f, tc.says)
+			}
+			lacks := fact(e.info.Facts, "lacks")
+			for _, function := range blind {
+				if lacks.Warning || strings.Contains(lacks.Value, function) != (tc.options.Without != nil) {
+					t.Errorf("lacks: %+v", lacks)
+				}
 			}
 		})
 	}
@@ -207,6 +228,9 @@ func TestPoliciesThatAreNotToldChangeNothing(t *testing.T) {
 	d.p.Set("policies_kept", "yes")
 	d.p.Set("policy.42", "1")
 	goesOn("a library that tells what it has read first")
+	for _, function := range []string{"CA_GetTokenCapabilities", "CA_GetHSMCapabilitySet"} { // which are good advice, and no more
+		defer d.p.Arm(lunasim.Fault{What: lunasim.Answer, Function: function, Times: lunasim.Forever, Arg: pkcs11.CKR_DEVICE_ERROR}).Disarm()
+	}
 	next := openDriver(t, d.p, domain, nil)
 	if f := fact(next.info.Facts, "cloning"); !strings.HasPrefix(f.Value, "cpv1-7.7") {
 		t.Errorf("the next driver: %+v", f)
