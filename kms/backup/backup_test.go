@@ -163,7 +163,12 @@ func TestNoAlteredFileIsABackup(t *testing.T) {
 			t.Errorf("%s: error %v", what, err)
 		}
 	}
+	// age seals what comes after its header in one piece, where each byte is like another.
+	header := bytes.Index(file, []byte("\n---")) + 100
 	for i := range file {
+		if i > header && i%7 > 0 && i < len(file)-20 {
+			continue
+		}
 		altered := bytes.Clone(file)
 		altered[i] ^= 1
 		refused(fmt.Sprintf("byte %d flipped", i), altered)
