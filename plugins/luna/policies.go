@@ -15,7 +15,7 @@ import (
 const (
 	policyPrivateCloning = 0
 	policyPrivateWrap    = 1
-	policyPrivateMask    = 3
+	policyPrivateMask    = 3 // inferred from its place in Thales' table
 	policySecretCloning  = 4
 	policySecretWrap     = 5
 	policySecretMask     = 7
