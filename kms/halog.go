@@ -66,7 +66,9 @@ func (r *ring) add(e numbered, most int) {
 
 func (h *history) last(n int) []api.Event {
 	all := slices.Concat(h.turns.events, h.attempts.events)
-	slices.SortFunc(all, func(a, b numbered) int { return cmp.Compare(a.n, b.n) })
+	slices.SortFunc(all, func(a, b numbered) int { // what a group tells comes a moment after what is found out on a member
+		return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.n, b.n))
+	})
 	if n > 0 && n < len(all) {
 		all = all[len(all)-n:]
 	}
