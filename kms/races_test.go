@@ -350,6 +350,7 @@ func TestKeyIsDestroyedWhileItUnwraps(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantError(t, <-done, kms.ErrState, "version 1 of key shop is destroyed")
+		synctest.Wait() // for the janitor, who would say it
 		if strings.Contains(r.log.String(), "lacks a key") {
 			t.Error("the log says that a member has lost the key")
 		}
