@@ -148,7 +148,7 @@ func (c *checker) request(r Request) {
 	l := c.life(r.Key)
 	name := fmt.Sprintf("%s %s at %s", r.Op, r.Key, r.Start.Format("15:04:05.000"))
 	if late := c.late(r); late > Grace {
-		c.report(Late, "%s was answered %v after its deadline of %v (%s)", name, late, r.Deadline.Sub(r.Start), r.Code)
+		c.report(Late, "%s was answered %v after its deadline of %v, %v of which count: %s: %s", name, r.End.Sub(r.Deadline), r.Deadline.Sub(r.Start), late, r.Code, r.Message)
 	}
 	if r.Code == api.CodeNotFound && !l.created.IsZero() && l.created.Before(r.Start) {
 		c.report(NotFound, "%s: %s", name, r.Message)

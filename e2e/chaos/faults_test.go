@@ -125,6 +125,9 @@ func killOthers(ctx context.Context, s *site, step chaos.Step) error {
 
 // loseAll kills every driver and lets none start for a while.
 func loseAll(ctx context.Context, s *site, step chaos.Step) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.awaitLife(ctx)
 	pids := map[*hsm]int{}
 	for _, h := range s.hsms {
 		m, err := s.whole(ctx, h, 0)
@@ -149,6 +152,7 @@ func loseAll(ctx context.Context, s *site, step chaos.Step) error {
 			return err
 		}
 	}
+	s.up = time.Now()
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kmsd/e2e/chaos"
+	"kmsd/internal/devserver"
 	"kmsd/kms/api"
 	"kmsd/kms/client"
 )
@@ -47,6 +48,8 @@ type load struct {
 	mu        sync.Mutex // guards the rest
 	envelopes []envelope
 	stalls    []chaos.Stall
+	sent      int               // requests
+	open      map[int]time.Time // :: number of a request that waits for its answer → its start
 }
 
 const signingKey = "signer"
@@ -61,7 +64,7 @@ func startLoad(t *testing.T, s *site, history *chaos.History) *load {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	l := &load{c: c, history: history, keys: []string{"shop", "people", "ledger", signingKey}}
+	l := &load{c: c, history: history, keys: []string{"shop", "people", "ledger", signingKey}, open: map[int]time.Time{}}
 	for _, key := range l.keys {
 		kind := ""
 		if key == signingKey {
@@ -157,6 +160,7 @@ func (l *load) work() {
 // acknowledged.
 func (l *load) do(r chaos.Request, send func(context.Context, *chaos.Request) error) bool {
 	r.Start = time.Now()
+	defer l.note(r.Start)()
 	r.Deadline = r.Start.Add(deadline)
 	if r.Hurried {
 		r.Deadline = r.Start.Add(hurry)
@@ -176,6 +180,34 @@ func (l *load) do(r chaos.Request, send func(context.Context, *chaos.Request) er
 	}
 	l.history.Add(r)
 	return err == nil
+}
+
+// note takes down that a request is sent, and returns what takes down that it has ended.
+func (l *load) note(start time.Time) (ended func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent++
+	number := l.sent
+	l.open[number] = start
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.open, number)
+	}
+}
+
+// answered waits until every request that was sent before then has ended.
+func (l *load) answered(ctx context.Context, then time.Time) {
+	_ = devserver.Poll(ctx, func() error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, start := range l.open {
+			if start.Before(then) {
+				return fmt.Errorf("one of %d waits since %s", len(l.open), start.Format(clock))
+			}
+		}
+		return nil
+	})
 }
 
 // any is one of the envelopes that were handed out, of the keys that are not

@@ -39,7 +39,7 @@ type site struct {
 
 	mu     sync.Mutex // guards the rest
 	server *devserver.Server
-	up     time.Time      // since when it serves
+	up     time.Time      // since when it serves, or does so again after nobody could
 	yaml   map[string]any // of kmsd.yaml
 }
 
@@ -224,9 +224,15 @@ func (s *site) freeze(ctx context.Context, d time.Duration) error {
 	return syscall.Kill(s.server.PID(), syscall.SIGCONT)
 }
 
-// awaitLife lets kmsd serve for a second before it is killed or stopped, s.mu held: one
-// that is hurt as soon as it is up answers nobody, and promises nothing.
-func (s *site) awaitLife(ctx context.Context) { pause(ctx, time.Until(s.up.Add(time.Second))) }
+// awaitLife lets kmsd serve for a second before nobody can be served again, s.mu held, and
+// answer those who have waited for it: on a slow machine a few such faults in a row would
+// leave a request no time at all, and nobody promises to answer it then.
+func (s *site) awaitLife(ctx context.Context) {
+	pause(ctx, time.Until(s.up.Add(time.Second)))
+	if s.load != nil {
+		s.load.answered(ctx, s.up)
+	}
+}
 
 // restart kills kmsd and starts it again.
 func (s *site) restart(ctx context.Context) error {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime/metrics"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,25 +19,55 @@ const (
 )
 
 // watch takes down when this process was not running: its timers came late, or one of its
-// threads waited for a CPU, perhaps with an answer in its hands.
+// threads waited for a CPU, or one of its goroutines for a thread, perhaps with an answer in
+// its hands.
 func (l *load) watch(ctx context.Context) {
 	tick := time.NewTimer(watchEvery)
 	defer tick.Stop()
 	waited := map[string]time.Duration{} // :: thread → in all
+	var goroutines queue
 	for looked := time.Now(); ctx.Err() == nil; {
 		due := time.Now().Add(watchEvery)
 		tick.Reset(watchEvery)
 		<-tick.C
 		now := time.Now()
-		longest := max(now.Sub(due), threadsWaited(waited))
+		longest := max(now.Sub(due), threadsWaited(waited), goroutines.waited())
 		if longest > noticeable {
-			// A thread has got its CPU since the last look, after that time.
+			// A thread has got its CPU since the last look, or a goroutine its thread, after
+			// that time.
 			l.mu.Lock()
 			l.stalls = append(l.stalls, chaos.Stall{From: looked.Add(-longest), To: now})
 			l.mu.Unlock()
 		}
 		looked = now
 	}
+}
+
+// queue is how long goroutines have waited for a thread, as the runtime counts it for one
+// in eight of them. The zero value is for the first look.
+type queue struct {
+	sample [1]metrics.Sample
+	before []uint64 // :: bucket → how many have waited so long
+}
+
+// waited returns the longest that a goroutine has waited since the last look.
+func (q *queue) waited() (longest time.Duration) {
+	q.sample[0].Name = "/sched/latencies:seconds"
+	metrics.Read(q.sample[:])
+	if q.sample[0].Value.Kind() != metrics.KindFloat64Histogram {
+		return 0
+	}
+	h := q.sample[0].Value.Float64Histogram()
+	if len(q.before) == len(h.Counts) {
+		for i, n := range slices.Backward(h.Counts) {
+			if n > q.before[i] {
+				longest = time.Duration(h.Buckets[i] * float64(time.Second)) // and a little more
+				break
+			}
+		}
+	}
+	q.before = append(q.before[:0], h.Counts...)
+	return longest
 }
 
 // threadsWaited returns the longest that a thread of this process has waited for a CPU
