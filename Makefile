@@ -33,10 +33,10 @@ lint: modules ## gofmt, vet, staticcheck
 
 unit: deps deps-mariadb modules ## every package with the race detector
 	CGO_ENABLED=0 $(GO) build ./cmd/kmsd ./kms ./kms/client
-	$(GO) test -race $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
+	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '/e2e\(/\|$$\)')
 
 e2e: deps deps-mariadb modules ## real tokens, real processes, real signals
-	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
+	$(GO) test -count=1 -p 1 -timeout 30m ./e2e/...
 
 # A new seed is drawn unless one is given.
 FAULTS  := 300

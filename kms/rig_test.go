@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
 
+	"kmsd/internal/leaktest"
 	"kmsd/internal/memdriver"
 	"kmsd/kms"
 	"kmsd/kms/api"
@@ -23,7 +23,7 @@ import (
 	"kmsd/pluginproto"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // cloneKeys is how many keys one transfer between members carries: more than one, as with
 // the newest HSMs, and few enough for tests to need several.

@@ -9,9 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"kmsd/internal/drivertest"
+	"kmsd/internal/leaktest"
 	"kmsd/internal/memdriver"
 	"kmsd/pluginproto"
 )
@@ -20,7 +19,7 @@ func TestMain(m *testing.M) {
 	if serveWhenAsked() {
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 var (

@@ -8,12 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"kmsd/internal/leaktest"
 	"kmsd/internal/mariadbtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // limit is far more than a start or an end takes.
 const limit = 2 * time.Minute

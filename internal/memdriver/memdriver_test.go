@@ -7,14 +7,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"kmsd/internal/drivertest"
+	"kmsd/internal/leaktest"
 	"kmsd/internal/memdriver"
 	"kmsd/pluginproto"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // types are enough to touch every kind of key without a long RSA generation.
 var types = []pluginproto.KeyType{

@@ -23,8 +23,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"kmsd/internal/leaktest"
 	"kmsd/kms/api"
 	"kmsd/kms/client"
 )
@@ -33,7 +32,7 @@ import (
 // otherwise. A call that ends before half of it did not wait for its end.
 const ownTime = 30 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // serve answers with f until the test ends, and returns a client of it.
 func serve(t testing.TB, change func(*client.Options), f http.HandlerFunc) (*client.Client, *httptest.Server) {

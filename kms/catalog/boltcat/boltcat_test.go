@@ -18,8 +18,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
+	"kmsd/internal/leaktest"
 	"kmsd/kms/catalog"
 	"kmsd/kms/catalog/boltcat"
 	"kmsd/kms/catalog/catalogtest"
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 func TestStore(t *testing.T) {

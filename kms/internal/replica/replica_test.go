@@ -8,14 +8,13 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"kmsd/internal/leaktest"
 	"kmsd/internal/memdriver"
 	"kmsd/kms/internal/replica"
 	"kmsd/pluginproto"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // member is a driver in memory under a name.
 type member struct {

@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/go-plugin"
-	"go.uber.org/goleak"
 
+	"kmsd/internal/leaktest"
 	"kmsd/internal/memdriver"
 	"kmsd/kms/internal/supervisor"
 	"kmsd/pluginproto"
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 	if program, ok := programs[filepath.Base(os.Args[0])]; ok {
 		os.Exit(program())
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 // hang does nothing until it is killed, or the test that owns its input is.

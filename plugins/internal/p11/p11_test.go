@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"kmsd/internal/leaktest"
 	"kmsd/internal/softhsmtest"
 	"kmsd/pluginproto"
 	"kmsd/plugins/internal/p11"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // quirks are those of the driver for SoftHSM.
 func quirks() p11.Quirks {

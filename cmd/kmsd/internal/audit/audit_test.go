@@ -17,9 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"kmsd/cmd/kmsd/internal/audit"
+	"kmsd/internal/leaktest"
 )
 
 // childEnv makes the test binary a process that writes into the log it names.
@@ -32,7 +31,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(1)
 	}
-	goleak.VerifyTestMain(m)
+	leaktest.Main(m)
 }
 
 func mustOpen(t testing.TB, path string) *audit.Log {

@@ -19,6 +19,7 @@ import (
 	"kmsd/cmd/kmsd/internal/config"
 	"kmsd/cmd/kmsd/internal/daemon"
 	"kmsd/cmd/kmsd/internal/dev"
+	"kmsd/internal/leaktest"
 	"kmsd/kms/api"
 	"kmsd/kms/client"
 )
@@ -40,7 +41,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+	leaktest.Main(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(drivers)
 		os.Exit(code)
 	}))

@@ -20,15 +20,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/internal/leaktest"
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
 	"kmsd/kms/client"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // patience is for what comes sooner or later.
 const patience = time.Minute

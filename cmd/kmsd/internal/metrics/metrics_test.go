@@ -18,15 +18,15 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"go.uber.org/goleak"
 
 	"kmsd/cmd/kmsd/internal/metrics"
+	"kmsd/internal/leaktest"
 	"kmsd/kms/api"
 )
 
 var update = flag.Bool("update", false, "write testdata/names.txt anew")
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // source is a service whose status a test sets.
 type source struct {

@@ -19,16 +19,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"kmsd/cmd/kmsd/internal/audit"
 	"kmsd/cmd/kmsd/internal/pipetest"
 	"kmsd/cmd/kmsd/internal/vaultkv"
+	"kmsd/internal/leaktest"
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // principals are the tokens that are known, and what each may do. :: token → actions
 type principals map[string][]string
