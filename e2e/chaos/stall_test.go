@@ -18,23 +18,23 @@ const (
 	noticeable = 10 * time.Millisecond
 )
 
-// watch takes down when this process was not running: its timers came late, or one of its
-// threads waited for a CPU, or one of its goroutines for a thread, perhaps with an answer in
-// its hands.
+// watch takes down when this process was not running: its timers came late, one of its
+// threads waited for a CPU, one of its goroutines for a thread, or a CPU for the machine that
+// this one is a guest of; perhaps with an answer in its hands.
 func (l *load) watch(ctx context.Context) {
 	tick := time.NewTimer(watchEvery)
 	defer tick.Stop()
 	waited := map[string]time.Duration{} // :: thread → in all
+	taken := map[string]time.Duration{}  // :: CPU → in all
 	var goroutines queue
 	for looked := time.Now(); ctx.Err() == nil; {
 		due := time.Now().Add(watchEvery)
 		tick.Reset(watchEvery)
 		<-tick.C
 		now := time.Now()
-		longest := max(now.Sub(due), threadsWaited(waited), goroutines.waited())
+		longest := max(now.Sub(due), threadsWaited(waited), goroutines.waited(), cpusTaken(taken))
 		if longest > noticeable {
-			// A thread has got its CPU since the last look, or a goroutine its thread, after
-			// that time.
+			// Somebody has gone on since the last look, after that time.
 			l.mu.Lock()
 			l.stalls = append(l.stalls, chaos.Stall{From: looked.Add(-longest), To: now})
 			l.mu.Unlock()
@@ -90,6 +90,35 @@ func threadsWaited(before map[string]time.Duration) (longest time.Duration) {
 		before[path] = time.Duration(ns)
 		if known {
 			longest = max(longest, time.Duration(ns)-was)
+		}
+	}
+	return longest
+}
+
+// cpusTaken returns the longest that a CPU of this machine was taken away by the one that
+// it is a guest of since the last look, in steps of 10 ms, and keeps the times of this one.
+// Only Linux tells; elsewhere it is 0.
+func cpusTaken(before map[string]time.Duration) (longest time.Duration) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	for line := range bytes.Lines(b) {
+		// cpu0, and hundredths of a second in user, nice, system, idle, iowait, irq,
+		// softirq, steal. The line before is the sum of all.
+		fields := bytes.Fields(line)
+		if len(fields) < 9 || !bytes.HasPrefix(fields[0], []byte("cpu")) || len(fields[0]) == len("cpu") {
+			continue
+		}
+		hundredths, err := strconv.Atoi(string(fields[8]))
+		if err != nil {
+			continue
+		}
+		name, all := string(fields[0]), time.Duration(hundredths)*time.Second/100
+		was, known := before[name]
+		before[name] = all
+		if known {
+			longest = max(longest, all-was)
 		}
 	}
 	return longest
