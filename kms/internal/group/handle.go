@@ -329,6 +329,9 @@ func (h *handle) context(ctx context.Context, writes bool) (context.Context, con
 // ended is why the stint is over, as a failure of the member's.
 func (h *handle) ended() error {
 	cause := context.Cause(h.st.ctx)
+	if cause == nil {
+		cause = context.Cause(h.l.ctx) // a context is over a moment before those made from it
+	}
 	if pluginproto.ClassOf(cause) == pluginproto.ClassMember {
 		return cause
 	}

@@ -101,6 +101,30 @@ func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 	})
 }
 
+// A link's context is over a moment before its stint's. Who looks in between is told why, too.
+func TestACallThatEndsWithItsLinkIsToldWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.ctx = t.Context()
+		g.members[0].ctx = g.ctx
+		l := g.newLink(g.members[0], nil, pluginproto.TokenInfo{})
+		ctx, end := context.WithCancelCause(t.Context()) // still runs when the link's is over
+		defer end(nil)
+		h := &handle{g: g, l: l, st: stint{ctx, end}}
+		_, err = call(t.Context(), h, errand[struct{}]{run: func(ctx context.Context) (struct{}, error) {
+			l.cancel(errSilent)
+			return struct{}{}, ctx.Err()
+		}})
+		if !errors.Is(err, errSilent) {
+			t.Errorf("got %v, want the end of the link", err)
+		}
+		g.tasks.Wait()
+	})
+}
+
 func TestAWatcherThatWasStoppedItselfBlamesNobody(t *testing.T) {
 	for _, c := range []struct {
 		name   string
