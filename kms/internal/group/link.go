@@ -152,21 +152,23 @@ func (l *link) bar(ids []pluginproto.KeyID) {
 // on it is told at once; its watcher kills the driver and its owner starts anew.
 func (g *Group) drop(l *link, cause error) {
 	g.mu.Lock()
-	first := !l.dropped
-	if first {
-		l.dropped = true
-		l.m.link = nil
-		l.m.lostAt = time.Now()
-		why := cause
-		if l.m.drained {
-			why = fmt.Errorf("%w; and its driver has ended: %w", errDrained, cause)
-		}
-		g.moveLocked(l.m, lossOf(cause, l.entered), why)
+	defer g.mu.Unlock()
+	g.dropLocked(l, cause)
+}
+
+func (g *Group) dropLocked(l *link, cause error) {
+	if l.dropped {
+		return
 	}
-	g.mu.Unlock()
-	if first {
-		l.cancel(cause)
+	l.dropped = true
+	l.m.link = nil
+	l.m.lostAt = time.Now()
+	why := cause
+	if l.m.drained {
+		why = fmt.Errorf("%w; and its driver has ended: %w", errDrained, cause)
 	}
+	g.moveLocked(l.m, lossOf(cause, l.entered), why)
+	l.cancel(cause)
 }
 
 // watch looks after a link until it is dropped, then kills the driver.

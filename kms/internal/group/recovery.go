@@ -26,6 +26,9 @@ const (
 	beingReached = "not connected yet: its driver starts, or its library waits for the HSM"
 )
 
+// errAnew is why a link is dropped that has been silent when its member is to be recovered.
+var errAnew = &pluginproto.Error{Class: pluginproto.ClassMember, Op: "recovering", Msg: "given up for a new connection"}
+
 // own is the life of one member, and the only one that brings it back. Its turn
 // comes by the clock or by Recover, so that both can never collide. It calls
 // attempted after each attempt, and at the end, which may come before the first.
@@ -360,11 +363,12 @@ func endOf(ctx context.Context, err error) error {
 }
 
 // settle tells those who asked for a recovery how the attempt ended. Those who were
-// overtaken by a drain have been told of it already.
+// overtaken by a drain have been told of it already, and for whose sake an admission was
+// broken off, they wait for the attempt.
 func (g *Group) settle(m *member, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if errors.Is(err, errDrained) {
+	if errors.Is(err, errDrained) || errors.Is(err, errAnew) {
 		m.trying = false
 		return
 	}
@@ -436,9 +440,10 @@ func (g *Group) bringBack(ctx context.Context, name string, needs func(*member) 
 	if l != nil {
 		l.restedLocked() // whoever waits for the drain has to look again
 	}
-	silenced := l != nil && l.stint.ctx.Err() != nil
 	switch {
-	case ended && l != nil && !silenced:
+	case l != nil && l.stint.ctx.Err() != nil: // before its owner finds that it answers again
+		g.dropLocked(l, errAnew)
+	case ended && l != nil:
 		l.stale = true
 		g.moveLocked(m, resumed, nil)
 		wake(l.again)
@@ -447,9 +452,6 @@ func (g *Group) bringBack(ctx context.Context, name string, needs func(*member) 
 	}
 	wake(m.kick) // for when what is under way ends before it is an attempt
 	g.mu.Unlock()
-	if silenced {
-		g.drop(l, &pluginproto.Error{Class: pluginproto.ClassMember, Op: "recovering", Msg: "given up for a new connection"})
-	}
 	return g.awaitAttempt(ctx, name, done)
 }
 
