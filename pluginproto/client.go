@@ -314,9 +314,12 @@ func (c *Client) call(ctx context.Context, op string, fn func(context.Context) e
 	return c.callError(ctx, running, op, err)
 }
 
-// callError says why a call failed: because ctx ended, because running was ended by
-// its own timer, or as the driver or the connection says.
+// callError says why a call failed: because ctx ended, because running, which is made
+// from it, was ended by its own timer, or as the driver or the connection says.
 func (c *Client) callError(ctx, running context.Context, op string, err error) error {
+	if d, ok := running.Deadline(); ok && !time.Now().Before(d) {
+		<-running.Done() // it is due: the driver was told the same time, and may be first to break off
+	}
 	var e *Error
 	switch {
 	case errors.As(err, &e): // a reply that was refused

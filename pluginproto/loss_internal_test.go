@@ -3,10 +3,14 @@ package pluginproto
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	driverv1 "kmsd/pluginproto/v1"
 )
@@ -57,6 +61,30 @@ func TestALostDriverAnswersAllThatWaitAtOnce(t *testing.T) {
 		}
 		if left := c.out.take(nil); len(left) != 0 {
 			t.Errorf("%d messages wait still", len(left))
+		}
+	})
+}
+
+// due is a context whose time is over and that does not know it yet.
+type due struct{ context.Context }
+
+func (due) Deadline() (time.Time, bool) { return time.Now(), true }
+
+// The driver is told the time that a call has, and may say that it is over before our own
+// timer does. That is no loss of the driver.
+func TestADriverThatBreaksOffFirstIsNotGone(t *testing.T) {
+	broken := status.Error(codes.DeadlineExceeded, "broken off")
+	synctest.Test(t, func(t *testing.T) {
+		c := NewClient(nil, ClientOptions{})
+		running, end := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Millisecond, func() { end(silent("opening", time.Minute)) })
+		if err := c.callError(t.Context(), due{running}, "opening", broken); ClassOf(err) != ClassMember || !strings.Contains(err.Error(), "no answer") {
+			t.Errorf("a call that is over says %v", err)
+		}
+		caller, end := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Millisecond, func() { end(nil) })
+		if err := c.callError(caller, due{caller}, "listing", broken); ClassOf(err) != ClassCaller {
+			t.Errorf("a caller whose time is over is told %v", err)
 		}
 	})
 }
