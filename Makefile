@@ -5,7 +5,7 @@ BIN     := bin/kmsd $(addprefix bin/kmsd-driver-,$(DRIVERS))
 GO      := go
 FLAGS   := -trimpath
 
-.PHONY: help build demo mariadb-demo test modules lint unit e2e chaos rekey resync restore-drill fuzz bench proto deps deps-mariadb clean
+.PHONY: help build demo mariadb-demo test modules lint unit e2e chaos shake rekey resync restore-drill fuzz bench proto deps deps-mariadb clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ resync: deps ## KEYS=1000 keys to a Luna member that was away
 rekey: KEYS := 1000000
 rekey: deps ## a rekey of KEYS=1000000 data keys on three tokens, with kmsd killed twice on the way
 	$(GO) test -count=1 -v -timeout 60m ./e2e/rekey -args -keys $(KEYS)
+
+ROUNDS := 3
+
+shake: modules ## the tests in rare orders of events, ROUNDS=3 times each with 1, 2 and 4 processors
+	.ci/shake $(ROUNDS) ./kms/... ./pluginproto/... ./internal/memdriver ./cmd/...
 
 fuzz: ## ten seconds of every fuzz target
 	@$(GO) list -f '{{$$d := .ImportPath}}{{range .TestGoFiles}}{{$$d}} {{end}}{{range .XTestGoFiles}}{{$$d}} {{end}}' ./... | tr ' ' '\n' | sort -u | grep . | while read -r p; do \
