@@ -106,15 +106,18 @@ func (s *Sync) fetchTogether(ctx context.Context, source Token, batch []Copy) (l
 
 // fetchEach clones copies one by one, several at a time.
 func (s *Sync) fetchEach(ctx context.Context, copies []Copy, from Sources) error {
-	tasks, ctx := errgroup.WithContext(ctx)
+	tasks, each := errgroup.WithContext(ctx)
 	tasks.SetLimit(clonesAtOnce)
 	for _, c := range copies {
-		if ctx.Err() != nil {
+		if each.Err() != nil {
 			break
 		}
-		tasks.Go(func() error { return s.fetch(ctx, c, from) })
+		tasks.Go(func() error { return s.fetch(each, c, from) })
 	}
-	return tasks.Wait()
+	if err := tasks.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err() // the rest was not begun, and nothing that was may have noticed
 }
 
 // fetch clones one copy from the first source that has it.

@@ -346,3 +346,34 @@ func TestAKeyThatIsDestroyedOnItsWayDoesNotStay(t *testing.T) {
 		}
 	}
 }
+
+// heedless is a member that does what was begun, whatever becomes of its caller.
+type heedless struct {
+	*member
+	happens func()
+}
+
+func (h *heedless) CloneStep(ctx context.Context, req pluginproto.CloneRequest) (pluginproto.CloneReply, error) {
+	h.happens()
+	return h.member.CloneStep(context.WithoutCancel(ctx), req)
+}
+
+func TestTheEndOfTheContextBetweenTwoKeysIsNoSuccess(t *testing.T) {
+	for _, keys := range []int{50, 1} {
+		t.Run(fmt.Sprintf("%d in a transfer", keys), func(t *testing.T) {
+			a, b := newCarrier(t, "hsm-a", keys), newCarrier(t, "hsm-b", keys)
+			copies := a.makeMany(t, 120)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			target := &heedless{b, cancel}
+			s, err := replica.NewSync(ctx, target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := s.Apply(ctx, replica.Plan{Copies: copies}, from(&heedless{a, func() {}}))
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("Apply = %d held, %d missing, %v, want the end of the context", len(r.Held), len(r.Missing), err)
+			}
+		})
+	}
+}
