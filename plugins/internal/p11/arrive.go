@@ -16,11 +16,11 @@ import (
 // kept are objects that are not to be destroyed whatever comes of the transfer.
 type kept map[pkcs11.ObjectHandle]bool
 
-// keep returns those of what came that the token had before.
-func (s *session) keep(received []Received) kept {
+// keep returns those of what came that were there before.
+func keep(there map[pkcs11.ObjectHandle]bool, received []Received) kept {
 	had := kept{}
 	for _, r := range received {
-		if s.c.index.has(r.Object) {
+		if there[r.Object] {
 			had[r.Object] = true
 		}
 	}
@@ -50,6 +50,10 @@ func (s *session) listen(op string, t *transfer, in []byte) (words []byte, done 
 	if err := s.overtaken(op, t); err != nil {
 		return nil, false, err
 	}
+	there, err := s.lookAround(t)
+	if err != nil {
+		return nil, false, err
+	}
 	public, err := s.publish(op, t)
 	defer func() { s.retract(t, public, err == nil && done) }()
 	if err != nil {
@@ -57,7 +61,7 @@ func (s *session) listen(op string, t *transfer, in []byte) (words []byte, done 
 	}
 	s.job.expect(extensionStep)
 	words, received, done, err := t.target.Step(in)
-	had := s.keep(received)
+	had := keep(there, received)
 	switch {
 	case err != nil:
 		_ = s.discard(had, received...)
@@ -96,9 +100,6 @@ func (s *session) overtaken(op string, t *transfer) error {
 func (s *session) publish(op string, t *transfer) (made map[int]pkcs11.ObjectHandle, err error) {
 	if !t.target.Due() {
 		return nil, nil
-	}
-	if err := s.lookAround(); err != nil { // to know what comes from what was there
-		return nil, err
 	}
 	made = map[int]pkcs11.ObjectHandle{}
 	for _, i := range t.coming {

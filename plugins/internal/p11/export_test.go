@@ -34,6 +34,13 @@ func (d *Driver) Raw(f func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	return f(d.conn.lib, d.conn.keeper)
 }
 
+// Forget forgets all handles, as a command does whose key is gone.
+func (d *Driver) Forget() {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	d.conn.forget()
+}
+
 // SetPIN replaces the PIN that the driver keeps for a new login.
 func (d *Driver) SetPIN(pin string) {
 	d.mu.Lock()

@@ -24,8 +24,8 @@ type index struct {
 	at    map[pluginproto.KeyID]halves // :: identity → its objects; none of them: ask the token
 	until time.Time                    // when to stop believing that what is not in at is not on the token
 
-	// there are the objects that were seen on the token, whosever they are. What comes to it
-	// and is among them did not come.
+	// there are the objects that were seen on the token, whosever they are; all of them for as
+	// long as until.
 	there map[pkcs11.ObjectHandle]bool
 }
 
@@ -33,13 +33,11 @@ type index struct {
 // bounds what looking costs to a tenth of the time.
 const surveyWorth = 10
 
-// get returns what is known of an identity. It is listed also when all that is known
-// is that the token has to be asked.
-func (x *index) get(id pluginproto.KeyID) (o halves, listed bool) {
+// get returns what is known of an identity.
+func (x *index) get(id pluginproto.KeyID) halves {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	o, listed = x.at[id]
-	return o, listed
+	return x.at[id]
 }
 
 // note takes down what the token holds under an identity.
@@ -47,7 +45,9 @@ func (x *index) note(id pluginproto.KeyID, o halves) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if len(o.all()) == 0 {
-		delete(x.at, id)
+		if _, listed := x.at[id]; listed { // it may have come since the look
+			x.at[id] = halves{}
+		}
 		return
 	}
 	x.at[id] = o
@@ -66,29 +66,39 @@ func (x *index) doubt(id pluginproto.KeyID) {
 // replace takes down what a look at the whole token has shown: all its objects, and the
 // keys among them.
 func (x *index) replace(objects []pkcs11.ObjectHandle, keys map[pluginproto.KeyID]halves, began time.Time) {
-	x.saw(objects)
+	there := setOf(objects)
 	now := time.Now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.at, x.until = keys, now.Add(surveyWorth*now.Sub(began))
+	x.at, x.there, x.until = keys, there, now.Add(surveyWorth*now.Sub(began))
 }
 
-// saw takes down all objects of the token.
-func (x *index) saw(objects []pkcs11.ObjectHandle) {
-	there := make(map[pkcs11.ObjectHandle]bool, len(objects))
+func setOf(objects []pkcs11.ObjectHandle) map[pkcs11.ObjectHandle]bool {
+	set := make(map[pkcs11.ObjectHandle]bool, len(objects))
 	for _, h := range objects {
-		there[h] = true
+		set[h] = true
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.there = there
+	return set
 }
 
-// has reports whether an object was seen on the token.
-func (x *index) has(h pkcs11.ObjectHandle) bool {
+// all returns the objects that are on the token, if a look at the whole of it is believed.
+func (x *index) all() (there map[pkcs11.ObjectHandle]bool, complete bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.there[h]
+	if !x.completeLocked() {
+		return nil, false
+	}
+	return maps.Clone(x.there), true
+}
+
+// lacks reports whether the token need not be asked to know that it has nothing of an
+// identity, and whether it was looked at as a whole, without which nobody can know.
+func (x *index) lacks(id pluginproto.KeyID) (lacks, complete bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	_, listed := x.at[id]
+	complete = x.completeLocked()
+	return complete && !listed, complete
 }
 
 // destroyed takes down that an object is gone, and its handle free for another one.
@@ -105,11 +115,7 @@ func (x *index) forget() {
 	x.at, x.there, x.until = map[pluginproto.KeyID]halves{}, map[pkcs11.ObjectHandle]bool{}, time.Time{}
 }
 
-func (x *index) complete() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return time.Now().Before(x.until)
-}
+func (x *index) completeLocked() bool { return time.Now().Before(x.until) }
 
 // The functions below call into the library: their callers hold the driver's lock.
 
@@ -144,7 +150,7 @@ func (s *session) survey() (map[pluginproto.KeyID]halves, error) {
 
 // known returns a whole key where the index has it, if the token shows it there.
 func (s *session) known(id pluginproto.KeyID) (halves, bool) {
-	o, _ := s.c.index.get(id)
+	o := s.c.index.get(id)
 	if !o.whole() {
 		return halves{}, false
 	}
@@ -176,29 +182,32 @@ func (s *session) held(id pluginproto.KeyID) (halves, error) {
 	if o, ok := s.known(id); ok {
 		return o, nil
 	}
-	if !s.c.index.complete() {
+	lacks, complete := s.c.index.lacks(id)
+	if !complete {
 		if s.d.quirks.FindsByID {
 			return s.gather(s.findOnce, onToken(id)...)
 		}
-		if _, err := s.survey(); err != nil {
+		all, err := s.survey()
+		if err != nil {
 			return halves{}, err
 		}
+		_, listed := all[id]
+		lacks = !listed
 	}
-	if _, listed := s.c.index.get(id); !listed {
+	if lacks {
 		return halves{}, nil
 	}
 	return s.objects(id)
 }
 
-// lookAround takes down which objects are on the token, anybody's, unless that was done not
-// long ago. It takes a few calls, for nothing of them is read.
-func (s *session) lookAround() error {
-	if s.c.index.complete() {
-		return nil
+// lookAround returns which objects are on the token, anybody's, to tell what comes with a
+// target's next step from what was there. It takes a few calls, for nothing of them is read,
+// and none where nothing is due. What others forget or find while something comes changes
+// nothing about what was there before.
+func (s *session) lookAround(t *transfer) (map[pkcs11.ObjectHandle]bool, error) {
+	if there, complete := s.c.index.all(); complete || !t.target.Due() {
+		return there, nil
 	}
 	all, err := s.find(pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true))
-	if err == nil {
-		s.c.index.saw(all)
-	}
-	return err
+	return setOf(all), err
 }

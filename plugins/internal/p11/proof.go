@@ -24,13 +24,17 @@ func (s *session) proveOffer(op string, t *transfer, in []byte) (out pluginproto
 		return out, err
 	}
 	defer t.close(s.c)
+	was, err := s.lookAround(t)
+	if err != nil {
+		return out, err
+	}
 	public, err := s.publish(op, t)
 	defer func() { s.retract(t, public, false) }()
 	if err != nil {
 		return out, err
 	}
 	_, received, done, err := t.target.Step(in)
-	had := s.keep(received)
+	had := keep(was, received)
 	if err == nil && (!done || len(received) != 1) {
 		err = pluginproto.Errorf(pluginproto.ClassMember, op, "a blob of %s was to be taken in at once, and was not", t.way.Name)
 	}
