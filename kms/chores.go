@@ -78,6 +78,9 @@ func (j *janitor) takeBack(ctx context.Context) (atWork map[string]bool, err err
 	}
 	for _, in := range open {
 		tomb, err := j.kms.catalog.Abandon(ctx, in, j.g.Names())
+		if errors.Is(err, catalog.ErrConflict) {
+			continue // whoever was making it has taken it back since the list was read
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -196,13 +199,13 @@ func (j *janitor) due(when func(*key) time.Time) (keys []string) {
 	return keys
 }
 
-// nextDue is the time at which something is to be done that is known of now.
-func (j *janitor) nextDue() time.Time {
+// nextDue is the first time after another at which something is to be done that is known of
+// now.
+func (j *janitor) nextDue(after time.Time) time.Time {
 	next := time.Now().Add(idle)
-	now := time.Now()
 	j.kms.ring.inGroup(j.g.name, func(k *key) bool {
 		for _, at := range []time.Time{destroyTime(k), rotationTime(k)} {
-			if at.After(now) && at.Before(next) {
+			if at.After(after) && at.Before(next) {
 				next = at
 			}
 		}

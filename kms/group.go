@@ -87,6 +87,15 @@ func (g *keyGroup) admit(ctx context.Context, m group.Member, last bool) (group.
 	return found, err
 }
 
+// ended says that a version is made, or given up: then the janitor looks once more at what it
+// may have found at work.
+func (g *keyGroup) ended(identity string, err error) {
+	g.making.ended(identity)
+	if err != nil {
+		g.janitor.wake()
+	}
+}
+
 // forget drops what is known of a member that has left, or is another HSM now.
 func (g *keyGroup) forget(member string) {
 	g.admission.Forget(member)

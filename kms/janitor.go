@@ -118,8 +118,11 @@ func (j *janitor) forget(member string) {
 // run makes rounds until ctx ends: when woken, when something is due, and once a
 // minute.
 func (j *janitor) run(ctx context.Context) {
-	for {
-		pause := min(idle, max(0, time.Until(j.round(ctx))))
+	for ctx.Err() == nil {
+		pause := min(idle, time.Until(j.round(ctx)))
+		if pause <= 0 {
+			continue
+		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-j.call:
@@ -127,15 +130,13 @@ func (j *janitor) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		if ctx.Err() != nil {
-			return
-		}
 	}
 }
 
-// round does all that is to be done now and returns when the next is due.
+// round does all that is to be done now and returns when the next is due, which may be over:
+// what has become due during the round may have been passed over.
 func (j *janitor) round(ctx context.Context) (next time.Time) {
-	failed := false
+	began, failed := time.Now(), false
 	for _, chore := range []struct {
 		what string
 		do   func(context.Context) error
@@ -162,7 +163,7 @@ func (j *janitor) round(ctx context.Context) (next time.Time) {
 	} else {
 		next = time.Now().Add(min(late, soon<<min(j.failures-1, 8)))
 	}
-	if due := j.nextDue(); next.IsZero() || due.Before(next) {
+	if due := j.nextDue(began); next.IsZero() || due.Before(next) {
 		return due
 	}
 	return next

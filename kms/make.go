@@ -173,7 +173,7 @@ func (k *KMS) addVersion(ctx context.Context, g *keyGroup, name, done string, de
 			return catalog.Key{}, ifEnded(ctx, err)
 		}
 		rec, lost, err := k.complete(ctx, g, h, done, degraded, base)
-		g.making.ended(h.intent.Identity)
+		g.ended(h.intent.Identity, err)
 		if err == nil || !lost || ctx.Err() != nil || attempt >= len(g.Names()) {
 			return rec, err
 		}
@@ -294,7 +294,7 @@ func (k *KMS) generateOn(ctx context.Context, g *keyGroup, m group.Member, rec c
 	g.making.begun(id.String())
 	defer func() {
 		if err != nil {
-			g.making.ended(id.String())
+			g.ended(id.String(), err)
 		}
 	}()
 	intent, err := k.catalog.Begin(ctx, catalog.Intent{
