@@ -52,6 +52,25 @@ func (k *key) leads() bool {
 // rekeyTo sees to it that a database has had, or has, a rekey to a version that exists.
 // Not begun: another one is under way, and this has to be asked again when it is done.
 func (k *KMS) rekeyTo(ctx context.Context, database string, version int) (begun bool, err error) {
+	had, err := k.hadRekey(ctx, database, version)
+	if had || err != nil {
+		return had, err
+	}
+	if err := k.rekeys.claim(database); err != nil {
+		return false, nil
+	}
+	// Whoever had the claim may have begun it since, and it may be done.
+	if had, err := k.hadRekey(ctx, database, version); had || err != nil {
+		k.rekeys.release(database, nil)
+		return had, err
+	}
+	_, err = k.beginRekey(ctx, database, version, api.RetireNone)
+	return err == nil, err
+}
+
+// hadRekey reports whether the last rekey of a database was, or is, to a version or a later
+// one.
+func (k *KMS) hadRekey(ctx context.Context, database string, version int) (bool, error) {
 	db, err := k.readDatabase(ctx, database)
 	if err != nil {
 		return false, err
@@ -62,12 +81,5 @@ func (k *KMS) rekeyTo(ctx context.Context, database string, version int) (begun 
 			return false, err
 		}
 	}
-	if last.Version >= version {
-		return true, nil
-	}
-	if err := k.rekeys.claim(database); err != nil {
-		return false, nil
-	}
-	_, err = k.beginRekey(ctx, database, version, api.RetireNone)
-	return err == nil, err
+	return last.Version >= version, nil
 }
