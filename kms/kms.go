@@ -47,6 +47,7 @@ type KMS struct {
 
 	mu     sync.Mutex // guards closed, and that no task begins after it
 	closed bool
+	ended  chan struct{} // closed when all has ended
 }
 
 var (
@@ -69,7 +70,7 @@ func Open(ctx context.Context, cfg Config) (_ *KMS, err error) {
 	}
 	k := &KMS{
 		log: cfg.Logger, catalog: catalog.New(cfg.Catalog), ring: newKeyring(cfg.wraps.orDefault()), events: newHub(cfg.Logger),
-		rekeys: newRekeys(), enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)),
+		rekeys: newRekeys(), enlist: cfg.Enlist, byName: make(map[string]*keyGroup, len(cfg.Groups)), ended: make(chan struct{}),
 	}
 	k.SetFormats(cfg.Formats)
 	k.life, k.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -171,8 +172,10 @@ func (k *KMS) Close() error {
 	k.closed = true
 	k.mu.Unlock()
 	if !first {
+		<-k.ended
 		return nil
 	}
+	defer close(k.ended)
 	k.stop()
 	for _, g := range k.groups {
 		g.Close()
