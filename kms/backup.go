@@ -80,7 +80,10 @@ func (k *KMS) backup(ctx context.Context, w io.Writer, to []age.Recipient) (api.
 	if err != nil {
 		return api.BackupReport{}, err
 	}
-	d := &dump{kms: k, ctx: ctx, out: out, jobs: map[string]bool{}, databases: map[string]bool{}}
+	d := &dump{kms: k, ctx: ctx, out: out, groups: map[string]bool{}, jobs: map[string]bool{}, databases: map[string]bool{}}
+	for _, g := range h.Groups {
+		d.groups[g.Name] = true
+	}
 	for _, step := range []func() error{d.putJobs, d.putDatabases, d.putKeys, d.putTombstones, d.putUsage, d.putBlobs} {
 		if err := step(); err != nil {
 			return api.BackupReport{}, err
@@ -122,6 +125,7 @@ type dump struct {
 	ctx context.Context // of the one call that makes it
 	out *backup.Writer
 
+	groups          map[string]bool // that its header names
 	jobs, databases map[string]bool // that are in it
 	living          []export
 }
@@ -157,6 +161,9 @@ func (d *dump) putDatabases() error {
 	for db, err := range d.kms.catalog.Databases(d.ctx, "", "", 0) {
 		if err != nil {
 			return err
+		}
+		if master, err := d.kms.ring.get(db.Key); err == nil && d.isLate(master.rec) {
+			continue
 		}
 		if !d.jobs[db.Job] {
 			db.Job = ""
@@ -209,16 +216,25 @@ func (d *dump) putKeys() error {
 			if err != nil {
 				return err
 			}
+			after, n = rec.Name, n+1
+			if d.isLate(rec) {
+				continue
+			}
 			rec.Databases = slices.DeleteFunc(slices.Clone(rec.Databases), func(db string) bool { return !d.databases[db] })
 			if err := d.putKey(rec); err != nil {
 				return err
 			}
-			after, n = rec.Name, n+1
 		}
 		if n < dumpPage {
 			return d.ctx.Err()
 		}
 	}
+}
+
+// isLate reports whether a key is of a group that had none when the header was written. It is
+// left out, and so are databases that use it: the header must have the domain of every key.
+func (d *dump) isLate(rec catalog.Key) bool {
+	return d.kms.byName[rec.Group] != nil && !d.groups[rec.Group] && slices.ContainsFunc(rec.Versions, living)
 }
 
 func (d *dump) putKey(rec catalog.Key) error {

@@ -428,3 +428,42 @@ func TestProvingABackupLeavesNothingBehind(t *testing.T) {
 		}
 	})
 }
+
+// firstWrite is a file to which something happens when it is first written to.
+type firstWrite struct {
+	bytes.Buffer
+	once    sync.Once
+	happens func()
+}
+
+func (w *firstWrite) Write(p []byte) (int, error) {
+	w.once.Do(w.happens)
+	return w.Buffer.Write(p)
+}
+
+// Its header says which groups have keys, before the keys are read.
+func TestABackupMayMissTheFirstKeyOfAGroupThatIsMadeMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := exporting(newRig(t, 1)).mustStart()
+		defer r.stop()
+		id := newIdentity(t)
+		file := &firstWrite{happens: func() {
+			r.create("key")
+			if _, err := r.CreateDatabase(t.Context(), "shop", api.DatabaseOptions{}); err != nil {
+				t.Error(err)
+			}
+			r.put("shop", "0")
+		}}
+		if _, err := r.Backup(t.Context(), file, []string{id.Recipient().String()}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := backup.Verify(bytes.NewReader(file.Bytes()), id); err != nil {
+			t.Error(err)
+		}
+		var all bytes.Buffer
+		report, err := r.Backup(t.Context(), &all, []string{id.Recipient().String()})
+		if err != nil || report.Keys != 2 || report.Databases != 1 {
+			t.Errorf("the next backup has %+v, %v", report, err)
+		}
+	})
+}
