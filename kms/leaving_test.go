@@ -215,3 +215,21 @@ func TestMembersWithKeysToDestroyServeOnAFullDisk(t *testing.T) {
 		r.wantConsistent()
 	})
 }
+
+// A drain that is refused is no drain, though its caller may have left in the same moment.
+func TestADrainThatIsRefusedIsNotRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1).mustStart()
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 20 { // whether it begins at all is left to chance
+			if _, err := r.Drain(gone, "", "hsm-a", false); err == nil {
+				t.Fatal("the only member is drained")
+			}
+			synctest.Wait()
+		}
+		r.restart()
+		defer r.stop()
+		r.wantStates(active)
+	})
+}

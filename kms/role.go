@@ -52,8 +52,8 @@ func (k *KMS) Drain(ctx context.Context, groupName, member string, force bool) (
 		}
 		s := old
 		drained := g.Group.Drain(ctx, member, force)
-		if drained != nil && ctx.Err() == nil {
-			return drained
+		if drained != nil && !errors.Is(drained, ctx.Err()) {
+			return drained // also when ctx has ended since
 		}
 		// Also when somebody is tired of waiting: it gets nothing new all the same.
 		undo, cancel := cleanup(ctx)
