@@ -111,7 +111,9 @@ func (c *commandClient) do(ctx context.Context, cmd Command) (Result, error) {
 	}
 	defer w.timer.Stop()
 	m := c.encode(ctx, id, &cmd)
-	c.out.put(request{message: m}, len(m.buf)+commandOverhead*(1+len(cmd.Items)))
+	if !c.out.put(request{message: m}, len(m.buf)+commandOverhead*(1+len(cmd.Items))) {
+		c.recycle(m) // the driver is lost, and the reader is about to say why
+	}
 
 	var late error
 	for late == nil {
@@ -241,11 +243,7 @@ func (c *commandClient) encode(ctx context.Context, id uint64, cmd *Command) *me
 
 // send writes what gathers until the stream ends. What is left then is wiped.
 func (c *commandClient) send() {
-	defer func() {
-		for left := c.out.take(nil); len(left) > 0; left = c.out.take(left[:0]) {
-			c.recycleAll(left)
-		}
-	}()
+	defer func() { c.recycleAll(c.out.close()) }()
 	var batch driverv1.CommandBatch
 	var requests []request
 	for {

@@ -65,6 +65,34 @@ func TestALostDriverAnswersAllThatWaitAtOnce(t *testing.T) {
 	})
 }
 
+// A caller may be let in a moment before the driver is lost, and have its command ready a
+// moment after what waits was wiped.
+func TestNoInputStaysBehindThatComesAtTheMomentOfTheLoss(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			c := startCommandClient(newPipe[*driverv1.CommandBatch, *driverv1.ResultBatch](ctx), ClientOptions{}.withDefaults())
+			var callers sync.WaitGroup
+			for i := range 100 {
+				if i == 50 {
+					callers.Go(cancel)
+				}
+				callers.Go(func() {
+					if _, err := c.do(t.Context(), Command{Op: OpEncrypt, Mech: AESGCM, Input: make([]byte, 100), IV: make([]byte, GCMIVSize)}); ClassOf(err) != ClassMember {
+						t.Errorf("got %v", err)
+					}
+				})
+			}
+			callers.Wait()
+			c.wait()
+			if left := c.out.take(nil); len(left) != 0 {
+				t.Errorf("%d commands stay behind", len(left))
+			}
+		})
+	}
+}
+
 // due is a context whose time is over and that does not know it yet.
 type due struct{ context.Context }
 

@@ -13,20 +13,36 @@ type outbox[T any] struct {
 	waiting []T
 	sizes   []int // bytes on the wire, one for each in waiting
 	bytes   int   // their sum
+	closed  bool  // nothing will be taken any more
 }
 
 func newOutbox[T any]() *outbox[T] {
 	return &outbox[T]{ready: make(chan struct{}, 1)}
 }
 
-// put adds one thing that takes about size bytes on the wire.
-func (o *outbox[T]) put(item T, size int) {
+// put adds one thing that takes about size bytes on the wire. False: it is too late for it,
+// and it stays the caller's.
+func (o *outbox[T]) put(item T, size int) bool {
 	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return false
+	}
 	o.waiting = append(o.waiting, item)
 	o.sizes = append(o.sizes, size)
 	o.bytes += size
 	o.mu.Unlock()
 	o.wake()
+	return true
+}
+
+// close returns what waits still, and lets nothing more come.
+func (o *outbox[T]) close() (left []T) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	left = o.waiting
+	o.waiting, o.sizes, o.bytes, o.closed = nil, nil, 0, true
+	return left
 }
 
 func (o *outbox[T]) wake() {
