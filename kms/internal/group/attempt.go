@@ -126,6 +126,7 @@ func (d *dispatch) countOut(a *attempt) {
 	g.mu.Lock()
 	l.inFlight--
 	l.load -= d.cost
+	a.over = true
 	owes := l.owes
 	g.answerLocked(l, now, a.err)
 	if fromDriver(a.err) {

@@ -77,6 +77,7 @@ type attempt struct {
 	err   error
 
 	barred bool // its member turned out to have a wrong copy of the key
+	over   bool // its answer is on its way; guarded by Group.mu
 }
 
 func (d *dispatch) run() (pluginproto.Result, error) {
@@ -196,16 +197,27 @@ func (d *dispatch) named(a *attempt) error {
 }
 
 // move finds another member for a command whose member has stopped answering or
-// is lost. While it is only silent its answer is still welcome.
+// is lost. While it is only silent its answer is still welcome, and when it has given one
+// just before, that is on its way.
 func (d *dispatch) move(i int) error {
 	a := d.live[i]
 	a.gone = nil
+	if d.answered(a) {
+		return nil
+	}
 	if a.l.ctx.Err() != nil {
 		d.live[i] = nil
 		d.failed.add(a.l.m)
 		d.lastErr = &MemberError{Member: a.l.m.cfg.Name, Err: context.Cause(a.l.ctx)}
 	}
 	return d.goOn()
+}
+
+// answered reports whether an attempt has come to its end.
+func (d *dispatch) answered(a *attempt) bool {
+	d.g.mu.Lock()
+	defer d.g.mu.Unlock()
+	return a.over
 }
 
 // wait limits the time for an answer when all that is left are members that have

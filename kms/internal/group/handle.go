@@ -140,19 +140,24 @@ func call[T any](ctx context.Context, h *handle, e errand[T]) (value T, err erro
 	if !e.writes {
 		defer stop()
 	}
+	var o outcome[T]
 	select {
-	case o := <-done:
-		if o.err != nil && !fromDriver(o.err) && h.l.ctx.Err() != nil {
+	case o = <-done:
+	case <-ctx.Done():
+		if !h.abandon(t) {
+			return value, ctx.Err()
+		}
+		o = <-done
+	case <-h.st.ctx.Done():
+		if !h.abandon(t) {
 			return value, h.ended()
 		}
-		return o.value, o.err
-	case <-ctx.Done():
-		h.abandon(t)
-		return value, ctx.Err()
-	case <-h.st.ctx.Done():
-		h.abandon(t)
+		o = <-done
+	}
+	if o.err != nil && !fromDriver(o.err) && h.l.ctx.Err() != nil {
 		return value, h.ended()
 	}
+	return o.value, o.err
 }
 
 // start runs an errand in a goroutine, when its turn has come. stop ends it.
@@ -189,17 +194,14 @@ func (h *handle) timeLocked(t *turn, limit time.Duration) {
 	begun := time.Now()
 	t.late = time.AfterFunc(limit, func() {
 		h.g.mu.Lock()
-		if t.over {
-			h.g.mu.Unlock()
-			return
-		}
-		if h.g.stoppedLocked(h.l, time.Now()) || h.l.resumed.After(begun) {
+		defer h.g.mu.Unlock()
+		switch {
+		case t.over:
+		case h.g.stoppedLocked(h.l, time.Now()) || h.l.resumed.After(begun):
 			h.timeLocked(t, limit)
-			h.g.mu.Unlock()
-			return
+		default:
+			h.g.dropLocked(h.l, overran(limit))
 		}
-		h.g.mu.Unlock()
-		h.g.drop(h.l, overran(limit))
 	})
 }
 
@@ -285,11 +287,14 @@ func (l *link) occupied() bool {
 	return l.writer != nil && (l.writer.abandoned || time.Since(l.writer.began) >= turnPatience)
 }
 
-// abandon notes that the caller of a call has left.
-func (h *handle) abandon(t *turn) {
+// abandon notes that the caller of a call leaves. It reports whether the call is over
+// already: its outcome is on its way then, and perhaps the caller leaves only because the
+// member had been waiting for the end of this call in order to leave the group.
+func (h *handle) abandon(t *turn) (over bool) {
 	h.g.mu.Lock()
 	defer h.g.mu.Unlock()
 	t.abandoned = true
+	return t.over
 }
 
 // leave counts a call out and drops the member when it failed.
