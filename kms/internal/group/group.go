@@ -100,12 +100,12 @@ func (g *Group) Start(ctx context.Context) error {
 		pending.Add(1)
 		g.liveLocked(m, nil, sync.OnceFunc(pending.Done))
 	}
-	g.mu.Unlock()
 	attempted := make(chan struct{})
-	g.tasks.Go(func() {
+	g.tasks.Go(func() { // under the lock, for Close may come at once, and waits for it
 		defer close(attempted)
 		pending.Wait()
 	})
+	g.mu.Unlock()
 
 	return g.awaitStart(ctx, attempted)
 }
@@ -143,16 +143,17 @@ func (g *Group) Close() {
 	g.closed = true
 	if first {
 		g.dismissLocked()
+		g.stop()
 	}
 	g.mu.Unlock()
-	if !first {
-		return
+	g.tasks.Wait() // also when somebody else is closing it
+	if first {
+		close(g.quiet)
 	}
-	g.stop()
-	g.tasks.Wait()
-	close(g.quiet)
 	g.heard.Wait()
-	g.cfg.Logger.Info("group closed", "group", g.cfg.Name)
+	if first {
+		g.cfg.Logger.Info("group closed", "group", g.cfg.Name)
+	}
 }
 
 // lookupLocked returns a member of a group that runs.
@@ -173,6 +174,7 @@ func (g *Group) dismissLocked() {
 	for _, m := range g.members {
 		m.state, m.since, m.link = api.MemberDown, now, nil
 		m.reason, m.ckr = ErrClosed.Error(), pluginproto.CKRTokenNotPresent
+		m.answerLocked(ErrClosed)
 	}
 	g.state = api.GroupLost
 	close(g.changed)

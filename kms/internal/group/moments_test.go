@@ -1,17 +1,83 @@
 package group_test
 
 import (
+	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"kmsd/kms/api"
 	"kmsd/kms/internal/group"
 )
 
 // The tests of this file have two things happen in the same moment. Those that depend on
 // an order which is rare say something only when it comes; make shake makes it come.
+
+func TestAGroupMayBeClosedInTheMomentOfItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 200 {
+			r := newRig(t, three, nil)
+			for _, h := range r.hsms {
+				h.refusal = errors.New("no power")
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = r.Start(context.Background()) })
+			wg.Go(r.Close)
+			wg.Wait()
+			r.Close()
+		}
+	})
+}
+
+func TestWhoeverClosesAGroupWaitsForItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, three, nil).start()
+		r.slow(time.Second) // also to log out
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				r.Close()
+				for name, h := range r.hsms {
+					if !closed(h.conns[0].done) {
+						t.Errorf("the group is said to be closed, and the driver of %s runs", name)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// TestNobodyJoinsAGroupThatIsClosed: a member comes in step as the group is closed.
+func TestNobodyJoinsAGroupThatIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 100 {
+			last := make(chan struct{}, 1)
+			r := newRig(t, []string{"a"}, func(c *group.Config) {
+				c.Admit = func(_ context.Context, m group.Member, again bool) (found group.Admission, err error) {
+					if m.Name() == "b" && again {
+						last <- struct{}{}
+					}
+					return found, nil
+				}
+			})
+			if err := r.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			joined := make(chan error, 1)
+			go func() { joined <- r.Add(t.Context(), r.spec("b")) }()
+			<-last
+			r.Close()
+			err := <-joined
+			if path := r.path("b"); (err == nil) != slices.Contains(path, string(api.MemberActive)) || err == nil != slices.Contains(path, "joined") {
+				t.Fatalf("who added the member was told %v, but it has been %v", err, path)
+			}
+		}
+	})
+}
 
 // TestWhatAMemberHasAnsweredIsNotLostWithIt: it is removed as soon as nothing is in flight
 // on it any more, which is a moment before its last answers have been brought to those who
