@@ -202,3 +202,32 @@ func TestACallIsNotBlamedForAStopOfThisProcess(t *testing.T) {
 
 // noConn is a connection that nobody calls.
 type noConn struct{ Conn }
+
+// The watcher may wake the owner once more before the owner has come to look.
+func TestAMemberIsTakenToAnswerAgainOnceForEachAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.ctx = t.Context()
+		m := g.members[0]
+		m.ctx = g.ctx
+		l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+		m.link, m.state, l.entered, l.stale = l, api.MemberProbing, true, false
+		l.stint.cancel(errSilent)
+		l.heard, l.silentAt = time.Now().Add(-time.Second), time.Now()
+		if _, due := g.renew(l); due || m.state != api.MemberProbing {
+			t.Errorf("it has given no answer, and is %s", m.state)
+		}
+		l.heard = time.Now().Add(time.Second)
+		l.writes <- struct{}{}
+		if _, due := g.renew(l); due || m.state != api.MemberProbing {
+			t.Errorf("its keys may be about to change, and it is %s", m.state)
+		}
+		<-l.writes
+		if _, due := g.renew(l); !due || m.state != api.MemberSyncing {
+			t.Errorf("it has answered, and is %s", m.state)
+		}
+	})
+}

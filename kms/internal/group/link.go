@@ -168,6 +168,7 @@ func (g *Group) dropLocked(l *link, cause error) {
 		why = fmt.Errorf("%w; and its driver has ended: %w", errDrained, cause)
 	}
 	g.moveLocked(l.m, lossOf(cause, l.entered), why)
+	g.settleLocked(l.m, cause)
 	l.cancel(cause)
 }
 
@@ -200,11 +201,16 @@ func (g *Group) end(l *link) {
 	if sound {
 		g.bid(l)
 	}
-	l.conn.Kill()
+	kill(l.conn)
+}
+
+// kill ends a driver, and waits until it is gone, or has had its time for that.
+func kill(c Conn) {
+	c.Kill()
 	gone := time.NewTimer(lastBreath)
 	defer gone.Stop()
 	select {
-	case <-l.conn.Done():
+	case <-c.Done():
 	case <-gone.C:
 	}
 }
@@ -229,6 +235,7 @@ func (g *Group) bid(l *link) {
 func (g *Group) look(l *link) {
 	now := time.Now()
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.stoppedLocked(l, now) {
 		l.resumed = now
 		if !l.owes.IsZero() {
@@ -243,11 +250,9 @@ func (g *Group) look(l *link) {
 	trusted := l.stint.ctx.Err() == nil
 	switch {
 	case l.dropped:
-		g.mu.Unlock()
 		return
 	case owed >= g.cfg.CommandTimeout && now.Sub(lastHeard(l.conn)) >= g.cfg.CommandTimeout:
-		g.mu.Unlock()
-		g.drop(l, &pluginproto.Error{
+		g.dropLocked(l, &pluginproto.Error{
 			Class: pluginproto.ClassMember, CKR: pluginproto.CKRDeviceError, Op: "waiting for an answer",
 			Msg: fmt.Sprintf("the member has not answered for %v", g.cfg.CommandTimeout),
 		})
@@ -255,10 +260,9 @@ func (g *Group) look(l *link) {
 	case trusted && owed >= g.cfg.ProbeInterval:
 		l.silentAt = now
 		g.moveLocked(l.m, silent, errSilent)
+		g.settleLocked(l.m, errSilent)
 		l.stint.cancel(errSilent)
-	case !trusted && l.heard.After(l.silentAt) && len(l.writes) == 0:
-		// A call that changes keys and was abandoned has ended, so what the member
-		// holds stays as it is found.
+	case l.backLocked():
 		wake(l.again)
 	}
 	if !trusted || now.Sub(l.good) >= g.cfg.ProbeInterval || owed >= g.cfg.ProbeInterval/8 {
@@ -267,7 +271,12 @@ func (g *Group) look(l *link) {
 	if trusted {
 		g.askLocked(l, now, owed)
 	}
-	g.mu.Unlock()
+}
+
+// backLocked reports whether a member that had fallen silent answers again, and a call that
+// changes keys and was abandoned has ended, so that what it holds stays as it is found.
+func (l *link) backLocked() bool {
+	return l.stint.ctx.Err() != nil && l.heard.After(l.silentAt) && len(l.writes) == 0
 }
 
 // stoppedLocked reports whether this process itself was stopped, or starved of time, since

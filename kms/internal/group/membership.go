@@ -154,6 +154,7 @@ func (g *Group) partLocked(m *member, to, why string) {
 		From: string(m.state), To: to, CKR: pluginproto.CKRName(pluginproto.CKROK), Cause: why,
 	})
 	m.left = true
+	m.answerLocked(errRemoved)
 	if l := m.link; l != nil {
 		l.dropped = !l.idle() // one that is idle may log out
 	}
@@ -258,6 +259,7 @@ func (g *Group) drainLocked(m *member, force bool) error {
 	if l != nil && m.state == api.MemberSyncing {
 		l.stint.cancel(errDrained)
 		l.stint = newStint(l)
+		m.trying = false
 	}
 	what := parked
 	if l != nil {

@@ -3,6 +3,7 @@ package group_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -15,6 +16,67 @@ import (
 
 // The tests of this file have two things happen in the same moment. Those that depend on
 // an order which is rare say something only when it comes; make shake makes it come.
+
+// TestWhoAsksWhileABrokenOffAdmissionEndsGetsAnAttempt: the admission may need a moment to
+// notice its end. Who asks in that moment has seen it already, and wants another attempt,
+// which nobody else makes when recovery is manual.
+func TestWhoAsksWhileABrokenOffAdmissionEndsGetsAnAttempt(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(r *rig)
+		seen api.MemberState
+		ask  func(r *rig, ctx context.Context) error
+	}{
+		"it fell silent": {
+			func(r *rig) { r.hsms["b"].freeze() }, api.MemberProbing,
+			func(r *rig, ctx context.Context) error { r.hsms["b"].thaw(); return r.Recover(ctx, "b") },
+		},
+		"its driver ended": {
+			func(r *rig) { r.hsms["b"].crash() }, api.MemberDown,
+			func(r *rig, ctx context.Context) error { return r.Recover(ctx, "b") },
+		},
+		"its driver ended, and it was drained and resumed": {
+			func(r *rig) { r.hsms["b"].crash() }, api.MemberDown,
+			func(r *rig, ctx context.Context) error {
+				return errors.Join(r.Drain(ctx, "b", false), r.Resume(ctx, "b"))
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var linger bool
+				r := newRig(t, three, func(c *group.Config) {
+					c.Recovery.Manual = true
+					c.Admit = func(ctx context.Context, m group.Member, _ bool) (found group.Admission, err error) {
+						if linger && m.Name() == "b" {
+							<-ctx.Done()
+							elapse(200 * time.Millisecond)
+						}
+						return found, ctx.Err()
+					}
+				}).start()
+				r.hsms["b"].crash()
+				elapse(time.Millisecond)
+				linger = true
+				first := make(chan error, 1)
+				go func() { first <- r.Recover(t.Context(), "b") }()
+				elapse(time.Second)
+				r.wantState("b", api.MemberSyncing)
+				c.end(r)
+				for r.member("b").State != c.seen {
+					elapse(10 * time.Millisecond)
+				}
+				linger = false
+				if err := c.ask(r, t.Context()); err != nil {
+					t.Errorf("got %v, want an attempt that succeeds", err)
+				}
+				r.wantState("b", api.MemberActive)
+				if err := <-first; err == nil {
+					t.Error("who asked before was told of a success")
+				}
+			})
+		})
+	}
+}
 
 func TestAGroupMayBeClosedInTheMomentOfItsStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -75,6 +137,35 @@ func TestNobodyJoinsAGroupThatIsClosed(t *testing.T) {
 			if path := r.path("b"); (err == nil) != slices.Contains(path, string(api.MemberActive)) || err == nil != slices.Contains(path, "joined") {
 				t.Fatalf("who added the member was told %v, but it has been %v", err, path)
 			}
+		}
+	})
+}
+
+// TestAMemberThatIsLostWhileItIsComparedIsNotFoundInStep: its loss comes a moment before
+// the end of the comparison.
+func TestAMemberThatIsLostWhileItIsComparedIsNotFoundInStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r *rig
+		var lose bool
+		r = newRig(t, []string{"a", "b"}, func(c *group.Config) {
+			c.Admit = func(_ context.Context, m group.Member, last bool) (found group.Admission, err error) {
+				if lose && last && m.Name() == "b" {
+					lose = false
+					r.hsms["b"].crash()
+					for r.member("b").State == api.MemberActive {
+						runtime.Gosched()
+					}
+				}
+				return found, nil
+			}
+		}).start()
+		for range 200 {
+			lose = true
+			if err := r.Readmit(t.Context(), "b"); err == nil {
+				t.Fatal("a member that was lost is said to be in step")
+			}
+			elapse(time.Minute)
+			r.wantState("b", api.MemberActive)
 		}
 	})
 }

@@ -46,16 +46,9 @@ func (g *Group) own(m *member, attempted func()) {
 		var served time.Duration
 		l, err := g.reach(m)
 		if err == nil {
-			served, err = g.tend(l, func(err error) {
-				if err != nil {
-					g.settle(m, err)
-				}
-				attempted()
-			})
-		} else {
-			g.settle(m, err)
-			attempted()
+			served, err = g.tend(l, attempted)
 		}
+		attempted()
 		if !errors.Is(err, errDrained) {
 			p.note(served, err)
 		}
@@ -76,11 +69,7 @@ func (g *Group) awaitTurn(m *member, p pace) bool {
 		g.mu.Unlock()
 		turn = m.awaitDue(planned, due, changed)
 	}
-	if m.ctx.Err() == nil {
-		return true
-	}
-	g.settle(m, context.Cause(m.ctx)) // which may be over as well as what ended the wait
-	return false
+	return m.ctx.Err() == nil // which may be over as well as what ended the wait
 }
 
 // planLocked reports whether there is to be an attempt when due has come, which may be
@@ -176,6 +165,7 @@ func (g *Group) reach(m *member) (*link, error) {
 	}
 	if err != nil {
 		g.moveLocked(m, lossOf(err, false), err)
+		g.settleLocked(m, err)
 		g.mu.Unlock()
 		if conn != nil {
 			conn.Kill()
@@ -244,20 +234,18 @@ func (g *Group) kinLocked(m *member, token pluginproto.TokenInfo) error {
 }
 
 // tend watches a link and has its member admitted, again each time it answers
-// after a silence or its drain ends, until the link is dropped. It tells tried how
-// each admission ended, or the link when there was none. It returns for how long the member was in the group, 0 for
-// never, and what ended the link.
-func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err error) {
+// after a silence or its drain ends, until the link is dropped. It calls attempted after
+// each admission. It returns for how long the member was in the group, 0 for never, and
+// what ended the link.
+func (g *Group) tend(l *link, attempted func()) (served time.Duration, err error) {
 	watched := make(chan struct{})
 	g.tasks.Go(func() {
 		defer close(watched)
 		g.watch(l)
 	})
 	var entered time.Time
-	var begun bool // with the first admission
 	for l.ctx.Err() == nil {
 		if st, due := g.renew(l); due {
-			begun = true
 			err = g.admit(l, st)
 			switch {
 			case err == nil && entered.IsZero():
@@ -265,7 +253,7 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 			case err != nil && st.ctx.Err() == nil:
 				g.drop(l, err)
 			}
-			tried(err)
+			attempted()
 		}
 		select {
 		case <-l.again:
@@ -273,9 +261,6 @@ func (g *Group) tend(l *link, tried func(error)) (served time.Duration, err erro
 		}
 	}
 	<-watched
-	if !begun {
-		tried(context.Cause(l.ctx))
-	}
 	if !entered.IsZero() {
 		served = max(time.Since(entered), 1)
 	}
@@ -288,7 +273,12 @@ func (g *Group) renew(l *link) (stint, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	silenced := l.stint.ctx.Err() != nil
-	if l.dropped || l.ctx.Err() != nil || l.m.drained || !(silenced || l.stale) {
+	switch {
+	case l.dropped || l.ctx.Err() != nil || l.m.drained:
+		return stint{}, false
+	case silenced && !l.backLocked(): // who was woken for it may have been told twice
+		return stint{}, false
+	case !silenced && !l.stale:
 		return stint{}, false
 	}
 	l.stale = false
@@ -347,8 +337,11 @@ func (g *Group) inspect(ctx context.Context, l *link, st stint, enter func(Admis
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case st.ctx.Err() != nil: // ctx ends with it, but not in the same moment
+		return context.Cause(st.ctx)
 	}
 	enter(found)
 	return nil
@@ -362,12 +355,11 @@ func endOf(ctx context.Context, err error) error {
 	return err
 }
 
-// settle tells those who asked for a recovery how the attempt ended. Those who were
-// overtaken by a drain have been told of it already, and for whose sake an admission was
-// broken off, they wait for the attempt.
-func (g *Group) settle(m *member, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+// settleLocked tells those who asked for a recovery that the attempt has failed, in the same
+// moment as it is seen: who asks later wants another one. Those who were overtaken by a drain
+// have been told of it already, and for whose sake an admission was broken off, they wait
+// for the attempt.
+func (g *Group) settleLocked(m *member, err error) {
 	if errors.Is(err, errDrained) || errors.Is(err, errAnew) {
 		m.trying = false
 		return
