@@ -39,10 +39,11 @@ type hsm struct {
 	serial   string
 	domain   string
 	facts    []pluginproto.Fact
-	noFacts  error  // why it has none to tell; nil: it has
-	asked    int    // for its facts
-	beats    bool   // sends heartbeats even when frozen
-	alone    func() // called when it is connected while a driver of it still runs; nil: it may be
+	noFacts  error         // why it has none to tell; nil: it has
+	asked    int           // for its facts
+	beats    bool          // sends heartbeats even when frozen
+	alone    func()        // called when it is connected while a driver of it still runs; nil: it may be
+	dying    time.Duration // that a killed driver takes to be gone
 }
 
 func newHSM(name string) *hsm {
@@ -102,8 +103,17 @@ type conn struct {
 }
 
 func (c *conn) Done() <-chan struct{} { return c.done }
-func (c *conn) Kill()                 { c.once.Do(func() { close(c.done) }) }
 func (c *conn) PID() int              { return c.pid }
+
+func (c *conn) Kill() {
+	c.once.Do(func() {
+		if c.hsm.dying > 0 {
+			time.AfterFunc(c.hsm.dying, func() { close(c.done) })
+			return
+		}
+		close(c.done)
+	})
+}
 
 // Close logs out, which a frozen HSM does not.
 func (c *conn) Close() error {

@@ -12,6 +12,7 @@ import (
 
 	"kmsd/kms/api"
 	"kmsd/kms/internal/group"
+	"kmsd/pluginproto"
 )
 
 // The tests of this file have two things happen in the same moment. Those that depend on
@@ -167,6 +168,27 @@ func TestAMemberThatIsLostWhileItIsComparedIsNotFoundInStep(t *testing.T) {
 			elapse(time.Minute)
 			r.wantState("b", api.MemberActive)
 		}
+	})
+}
+
+// TestADriverThatIsNotWantedIsGoneBeforeTheNextComes: a killed process may take a while to
+// be gone, and a token has one driver at a time.
+func TestADriverThatIsNotWantedIsGoneBeforeTheNextComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, three, nil)
+		h := r.hsms["b"]
+		h.dying = 800 * time.Millisecond
+		h.alone = func() { t.Error("two drivers of b run at once") }
+		probes := 0
+		h.fault = func(pluginproto.Command) error {
+			if probes++; probes == 1 {
+				return errDevice()
+			}
+			return nil
+		}
+		r.start()
+		elapse(10 * time.Second)
+		r.wantState("b", api.MemberActive)
 	})
 }
 

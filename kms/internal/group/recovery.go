@@ -168,7 +168,7 @@ func (g *Group) reach(m *member) (*link, error) {
 		g.settleLocked(m, err)
 		g.mu.Unlock()
 		if conn != nil {
-			conn.Kill()
+			kill(conn)
 		}
 		return nil, err
 	}
