@@ -233,3 +233,38 @@ func TestADrainThatIsRefusedIsNotRemembered(t *testing.T) {
 		r.wantStates(active)
 	})
 }
+
+// A member that does not come to its token within its own time has failed, whoever else has
+// time left.
+func TestAMembersOwnDeadlineIsNotItsCallers(t *testing.T) {
+	for name, do := range map[string]func(context.Context, *reserve) error{
+		"recovering": func(ctx context.Context, r *reserve) error { return r.Recover(ctx, "", "hsm-b") },
+		"adding": func(ctx context.Context, r *reserve) error {
+			_, err := r.AddMember(ctx, "", r.spec("hsm-c", "hsm-c"))
+			return err
+		},
+		"replacing": func(ctx context.Context, r *reserve) error {
+			_, err := r.ReplaceMember(ctx, "", "hsm-b", nil)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newReserve(t, 2, "hsm-c")
+				r.mustStart()
+				defer r.stop()
+				hangs := memdriver.Fault{Call: memdriver.CallOpen, Hang: make(chan struct{})}
+				for _, h := range []*hsm{r.hsms[1], r.spare["hsm-c"]} {
+					h.mu.Lock()
+					h.faults = append(h.faults, hangs)
+					h.mu.Unlock()
+				}
+				r.hsms[1].driver().Crash()
+				synctest.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+				defer cancel()
+				wantError(t, do(ctx, r), kms.ErrMemberFailed, "within 30s")
+			})
+		})
+	}
+}

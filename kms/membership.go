@@ -58,7 +58,7 @@ func (k *KMS) addMember(ctx context.Context, g *keyGroup, spec api.MemberSpec) e
 	if err == nil {
 		return nil
 	}
-	return errors.Join(memberFailed("adding member "+s.name, s.name, err), k.strike(ctx, g, s.name, before))
+	return errors.Join(memberFailed(ctx, "adding member "+s.name, s.name, err), k.strike(ctx, g, s.name, before))
 }
 
 // strike takes back what was written down of a member that has not joined. With the
@@ -267,7 +267,7 @@ func (k *KMS) replace(ctx context.Context, g *keyGroup, old, next seat) error {
 	}
 	err = g.Group.Replace(ctx, k.memberConfig(g, next))
 	g.table.swap(next.name, false)
-	err = memberFailed("replacing member "+next.name, next.name, err)
+	err = memberFailed(ctx, "replacing member "+next.name, next.name, err)
 	if err == nil || next.spec == old.spec { // the same HSM is tried again as any that is away
 		if old.drained {
 			undo, cancel := cleanup(ctx)
@@ -372,12 +372,11 @@ func (g *keyGroup) seat(member string) (seat, error) {
 
 // memberFailed names the outcome of an attempt with one member: its failure is the
 // answer.
-func memberFailed(doing, member string, err error) error {
+func memberFailed(ctx context.Context, doing, member string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
-		errors.Is(err, group.ErrLastActive), errors.Is(err, group.ErrMemberExists), errors.Is(err, group.ErrClosed):
+	case isEnd(ctx, err), errors.Is(err, group.ErrLastActive), errors.Is(err, group.ErrMemberExists), errors.Is(err, group.ErrClosed):
 		return err
 	}
 	e := api.NewError(api.CodeMemberFailed, fmt.Sprintf("%s: %v", doing, err), err)

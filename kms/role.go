@@ -40,7 +40,7 @@ func (k *KMS) setRole(ctx context.Context, g *keyGroup, old, next seat, force bo
 	if !old.drained {
 		return nil
 	}
-	return memberFailed("bringing member "+next.name+" back", next.name, g.Resume(ctx, next.name))
+	return memberFailed(ctx, "bringing member "+next.name+" back", next.name, g.Resume(ctx, next.name))
 }
 
 // Drain lets a member finish what it has and gives it nothing new.

@@ -63,18 +63,18 @@ func (k *KMS) Recover(ctx context.Context, groupName, member string) error {
 	if err := k.endDrain(ctx, g, member); err != nil {
 		return translate("recovering member "+member, err)
 	}
-	return recovered(member, g.Group.Recover(ctx, member))
+	return recovered(ctx, member, g.Group.Recover(ctx, member))
 }
 
 // recovered names the outcome of an attempt: here one member was addressed, so its
 // failure is the answer.
-func recovered(member string, err error) error {
+func recovered(ctx context.Context, member string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, group.ErrUnknownMember):
 		return api.NewError(api.CodeNotFound, fmt.Sprintf("there is no member %q", member), err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case isEnd(ctx, err), errors.Is(err, group.ErrClosed):
 		return translate("recovering member "+member, err)
 	}
 	e := api.NewError(api.CodeMemberFailed, fmt.Sprintf("recovering member %s: %v", member, err), err)

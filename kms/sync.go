@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -65,6 +66,12 @@ func over(ctx context.Context) error {
 		return context.DeadlineExceeded
 	}
 	return ctx.Err()
+}
+
+// isEnd reports whether an error says that ctx has ended. What is tried with one member has
+// a deadline of its own, too, and then the member has failed.
+func isEnd(ctx context.Context, err error) bool {
+	return over(ctx) != nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled))
 }
 
 // readmit has every member in step compared anew. It returns how that ended for each,
