@@ -142,7 +142,12 @@ func (d *Driver) suffer(ctx context.Context, f *Fault) error {
 			return ctx.Err()
 		}
 	}
-	return f.Err
+	select {
+	case <-d.done:
+		return nil // broken says why
+	default:
+		return f.Err
+	}
 }
 
 // broken says why the driver can do nothing any more, nil while it can.

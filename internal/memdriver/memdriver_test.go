@@ -3,6 +3,7 @@ package memdriver_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -151,6 +152,16 @@ func TestScript(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a call that is to fail after a while fails with the driver", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			d := open(t, memdriver.Options{})
+			d.Script(memdriver.Fault{Delay: time.Hour, Err: errScripted})
+			time.AfterFunc(time.Minute, d.Crash)
+			if err := probe(t.Context(), d); pluginproto.ClassOf(err) != pluginproto.ClassMember {
+				t.Errorf("error %v, want that the driver is gone", err)
+			}
+		})
+	})
 	t.Run("delays", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			d := open(t, memdriver.Options{})
@@ -273,6 +284,25 @@ func TestFaultsOfTheToken(t *testing.T) {
 	}
 	if d.Token().Lose(id) || d.Token().Corrupt(id) {
 		t.Error("a key that is not there was lost or corrupted")
+	}
+}
+
+// Who destroys a key and who corrupts it may be there at the same moment.
+func TestAKeyThatIsCorruptedWhileItIsDestroyedStaysDestroyed(t *testing.T) {
+	token := memdriver.NewToken("hsm-a")
+	d := open(t, memdriver.Options{Token: token})
+	for i := range 200 {
+		id := pluginproto.KeyID{1, byte(i)}
+		if _, err := d.Generate(t.Context(), pluginproto.KeySpec{ID: id, Type: pluginproto.AES256}); err != nil {
+			t.Fatal(err)
+		}
+		var both sync.WaitGroup
+		both.Go(func() { token.Corrupt(id) })
+		both.Go(func() { token.Lose(id) })
+		both.Wait()
+		if keys := token.Keys(); len(keys) != 0 {
+			t.Fatalf("on the token is %v", keys)
+		}
 	}
 }
 

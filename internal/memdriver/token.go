@@ -110,6 +110,9 @@ func (t *Token) Corrupt(id pluginproto.KeyID) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if _, ok := t.keys[id]; !ok { // it was destroyed meanwhile, and does not come back
+		return false
+	}
 	t.keys[id] = other
 	return true
 }
