@@ -339,6 +339,7 @@ func (l *Log) syncNowAndThen() {
 
 // Close forces the log to the disk and closes it.
 func (l *Log) Close() error {
+	defer l.ticker.Wait() // without syncing, which it may wait for
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
 	err := l.sync()

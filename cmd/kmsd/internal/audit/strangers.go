@@ -24,6 +24,10 @@ type Strangers struct {
 	write  func(since time.Time, suppressed int) error
 	bucket *rate.Limiter
 
+	// flushing is held while a number is written down, so that Flush returns only when
+	// that of another Flush is written too. It is taken before mu.
+	flushing sync.Mutex
+
 	mu      sync.Mutex // guards the rest
 	counted int
 	since   time.Time   // of the first that was counted
@@ -64,6 +68,8 @@ func (s *Strangers) count(n int, at time.Time) {
 
 // Flush writes down how many were counted. What cannot be written stays counted.
 func (s *Strangers) Flush() {
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
 	s.mu.Lock()
 	n, since := s.counted, s.since
 	s.counted = 0

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"errors"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -47,6 +48,34 @@ func TestStrangersAreCountedWhereTheyAreTooMany(t *testing.T) {
 		}
 		if !slices.Equal(got, []int{5, 5}) {
 			t.Errorf("told of %v, want the 5 again that could not be written", got)
+		}
+	})
+}
+
+// A summary that is due by itself in the moment of the end is waited for: the log is
+// closed after that.
+func TestFlushWaitsForASummaryThatIsBeingWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		writing, written := make(chan struct{}), make(chan struct{})
+		var told atomic.Int64
+		s := audit.NewStrangers(1, func(_ time.Time, n int) error {
+			close(writing)
+			<-written
+			told.Store(int64(n))
+			return nil
+		})
+		for range 3 {
+			s.Take(time.Now())
+		}
+		<-writing
+		flushed := make(chan int64)
+		go func() { s.Flush(); flushed <- told.Load() }()
+		for range 100 {
+			runtime.Gosched() // no bubble waits for who waits for a lock
+		}
+		close(written)
+		if n := <-flushed; n != 2 {
+			t.Errorf("%d are written down when Flush returns, want 2", n)
 		}
 	})
 }
