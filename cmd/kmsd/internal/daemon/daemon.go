@@ -38,6 +38,10 @@ import (
 // drainTime is what requests under way get to end when kmsd stops.
 const drainTime = 10 * time.Second
 
+// settleTime is what requests get to end that were broken off after that. Nobody waits for
+// their answers, and nothing in them should take as long.
+const settleTime = 2 * time.Second
+
 // Options are what Run needs. They are copied.
 type Options struct {
 	// Load reads the configuration: once at the start, and again on SIGHUP.
@@ -174,12 +178,25 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) error {
 		return s.opts.Ready(s.doors.addrs())
 	})
 	err := tasks.Wait()
-	s.handler.Flush()
-	if s.vault != nil {
-		s.vault.handler.Flush()
-	}
+	s.settle()
 	s.log.Info("drained; closing")
 	return err
+}
+
+// settle waits for requests that were broken off, so that all that was done is in the audit
+// log when that is closed.
+func (s *server) settle() {
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	settled := s.handler.Wait(ctx)
+	s.handler.Flush()
+	if s.vault != nil {
+		settled = s.vault.handler.Wait(ctx) && settled
+		s.vault.handler.Flush()
+	}
+	if !settled {
+		s.log.Warn("requests that were broken off have not ended; how they do is not in the audit log", "after", settleTime)
+	}
 }
 
 // serve serves one listener until ctx ends and its requests have been answered.

@@ -9,9 +9,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"kmsd/cmd/kmsd/internal/httpapi"
+	"kmsd/cmd/kmsd/internal/pipetest"
 	"kmsd/kms/api"
 	"kmsd/kms/api/apitest"
 	"kmsd/kms/client"
@@ -205,4 +207,46 @@ func TestShutdownEndsEvents(t *testing.T) {
 	if n := service.Readers(); n != 0 {
 		t.Errorf("%d readers of events are left", n)
 	}
+}
+
+// Who closes the audit log after Wait loses nothing of what was done.
+func TestWaitIsForRequestsThatWereBrokenOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, log := make(chan struct{}), new(auditLog)
+		service := &apitest.Memory{Fail: func(ctx context.Context, _, _ string) error {
+			close(begun)
+			<-ctx.Done()
+			time.Sleep(time.Second) // an HSM that is told to stop
+			return nil
+		}}
+		h, err := httpapi.New(httpapi.Config{Service: service, Auth: tokens{}, Audit: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, server := pipetest.Listen(), httpapi.Server(h, nil, nil)
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(l) }()
+		conn, err := l.Dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "POST /v1/keys/shop/rotate HTTP/1.1\r\nHost: kmsd\r\nAuthorization: Bearer "+adminToken+"\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+		if r := log.take(); len(r) != 0 {
+			t.Errorf("recorded %+v, while the request is under way", r)
+		}
+		if !h.Wait(t.Context()) {
+			t.Error("a request is left")
+		}
+		if r := log.take(); len(r) != 1 || r[0].Action != "rotate" {
+			t.Errorf("recorded %+v", r)
+		}
+	})
 }

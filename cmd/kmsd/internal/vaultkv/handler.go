@@ -159,6 +159,20 @@ func (h *Handler) SetMounts(shown map[string]Mount) {
 	h.mounts.Store(&next)
 }
 
+// Wait lets no more requests in, and waits for those under way until ctx ends: whoever is
+// broken off with its connection comes to an end too, and has that written down. It
+// reports whether none is left, and is called once.
+func (h *Handler) Wait(ctx context.Context) bool {
+	for range cap(h.slots) {
+		select {
+		case h.slots <- struct{}{}:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
 // Flush writes down what the audit log has not been told yet. Call it when no request
 // is left.
 func (h *Handler) Flush() { h.strangers.Flush() }
