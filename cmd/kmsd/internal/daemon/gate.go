@@ -44,7 +44,6 @@ type gate struct {
 	openPause, closePause time.Duration
 
 	databases chan []string  // behind the mounts, when they have changed
-	failed    chan struct{}  // the open server serves no more
 	opened    chan struct{}  // closed when it has been open once
 	ending    sync.WaitGroup // openings whose requests are still under way
 	serving   atomic.Bool    // whether it is open, for others to read
@@ -69,13 +68,14 @@ type groups interface {
 type opening struct {
 	listener net.Listener
 	server   *vaultkv.Server
+	failed   chan struct{} // closed when the server serves no more and should
 }
 
 // newGate returns a closed gate for an address. most is how many connections it takes.
 func newGate(addr string, databases []string, s groups, h *vaultkv.Handler, conf *tls.Config, most int, log hclog.Logger) *gate {
 	g := &gate{
 		service: s, handler: h, conf: conf, most: most, log: log, openPause: openPause, closePause: closePause, addr: addr,
-		databases: make(chan []string, 1), failed: make(chan struct{}, 1), opened: make(chan struct{}),
+		databases: make(chan []string, 1), opened: make(chan struct{}),
 	}
 	g.follow(databases)
 	return g
@@ -97,9 +97,9 @@ func (g *gate) run(ctx context.Context, closed func()) error {
 	g.used = map[string]string{}
 	for {
 		g.adjust(ctx)
-		pause := g.openPause
+		pause, failed := g.openPause, (<-chan struct{})(nil)
 		if g.open != nil {
-			pause = g.closePause
+			pause, failed = g.closePause, g.open.failed
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -113,7 +113,7 @@ func (g *gate) run(ctx context.Context, closed func()) error {
 			return nil
 		case databases := <-g.databases:
 			g.forget(databases)
-		case <-g.failed:
+		case <-failed:
 			g.shut("its listener has failed")
 		case <-events:
 		case <-timer.C:
@@ -217,16 +217,13 @@ func (g *gate) unlock() {
 		return
 	}
 	g.trouble, g.addr = "", l.Addr().String()
-	o := &opening{listener: l, server: vaultkv.NewServer(g.handler, g.conf, g.log)}
+	o := &opening{listener: l, server: vaultkv.NewServer(g.handler, g.conf, g.log), failed: make(chan struct{})}
 	g.open = o
 	g.serving.Store(true)
 	g.ending.Go(func() {
 		if err := o.server.Serve(newBounded(l, g.most)); err != nil && !errors.Is(err, net.ErrClosed) {
 			g.log.Error("serving databases", "listen", "https://"+l.Addr().String(), "error", err)
-			select {
-			case g.failed <- struct{}{}:
-			default:
-			}
+			close(o.failed)
 		}
 	})
 	g.log.Info("open for databases", "listen", "https://"+g.addr)
