@@ -89,6 +89,9 @@ func (c *Client) within(ctx context.Context, patient bool) (context.Context, con
 		ctx, cancelTimeout = context.WithTimeout(ctx, c.opts.Timeout)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	if c.closed.Err() != nil {
+		cancel(errClosed) // now: AfterFunc may be later than the answer
+	}
 	stop := context.AfterFunc(c.closed, func() { cancel(errClosed) })
 	return ctx, func() { stop(); cancel(nil); cancelTimeout() }
 }

@@ -491,3 +491,19 @@ func Example() {
 	}
 	fmt.Println(len(wrapped), err)
 }
+
+// Not even the first of the calls that come after it.
+func TestNoCallBeginsAfterClose(t *testing.T) {
+	c, _ := serve(t, nil, func(http.ResponseWriter, *http.Request) { t.Error("a closed client asks") })
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if _, err := c.Key(t.Context(), "shop"); err == nil || !strings.HasSuffix(err.Error(), "the client is closed") {
+			t.Errorf("a call gets %v", err)
+		}
+		for range c.Events(t.Context()) {
+			t.Error("a closed client yields events")
+		}
+	}
+}

@@ -33,6 +33,9 @@ func (c *Client) EventsAfter(ctx context.Context, last int) iter.Seq[api.Event] 
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(c.closed, cancel)()
+		if c.closed.Err() != nil {
+			return
+		}
 		for attempt := 1; ; attempt++ {
 			opened, e := c.stream(ctx, last, yield)
 			if e == nil || ctx.Err() != nil || !e.Retryable {
