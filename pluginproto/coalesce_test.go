@@ -190,3 +190,47 @@ func TestFullQueuesAnswerBusy(t *testing.T) {
 		}
 	})
 }
+
+// parked is a driver whose probes wait until one is let go.
+type parked struct {
+	Driver
+	next chan struct{}
+}
+
+func (p parked) Do(ctx context.Context, _ Command) (Result, error) {
+	select {
+	case <-p.next:
+		return Result{}, nil
+	case <-ctx.Done():
+		return Result{}, ctx.Err()
+	}
+}
+
+// Who has the answer to a probe may send another one, however many others wait.
+func TestAnAnsweredProbeMakesRoomForAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		stream := newPipe[*driverv1.ResultBatch, *driverv1.CommandBatch](ctx)
+		served := make(chan error)
+		driver := parked{next: make(chan struct{})}
+		go func() { served <- serveCommands(driver, 1, stream) }()
+		probe := func(id int) {
+			stream.in <- &driverv1.CommandBatch{Commands: []*driverv1.Command{{Id: uint64(id), Op: driverv1.Op_OP_PROBE}}}
+		}
+		for i := range maxProbes {
+			probe(1 + i)
+		}
+		for i := range 500 {
+			driver.next <- struct{}{}
+			if r := (<-stream.sent).GetResults(); len(r) != 1 || r[0].GetFailure() != nil {
+				t.Errorf("probe %d: %v", i, r)
+				break
+			}
+			probe(1 + maxProbes + i)
+		}
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+}

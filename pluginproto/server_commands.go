@@ -143,12 +143,7 @@ func (s *commandServer) enqueue(j *job) error {
 	s.held[j.id] = j
 	if probe {
 		s.probes++
-		s.group.Go(func() {
-			s.run(j)
-			s.mu.Lock()
-			s.probes--
-			s.mu.Unlock()
-		})
+		s.group.Go(func() { s.run(j) })
 		return nil
 	}
 	s.queue = append(s.queue, j)
@@ -233,6 +228,9 @@ func (s *commandServer) begin(j *job) (context.Context, context.CancelFunc) {
 
 func (s *commandServer) finish(j *job, result Result, err error) {
 	s.mu.Lock()
+	if j.cmd.Op == OpProbe {
+		s.probes-- // before anybody learns of it and sends another
+	}
 	dropped := j.dropped
 	if !dropped {
 		delete(s.held, j.id)
