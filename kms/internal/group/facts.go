@@ -43,6 +43,7 @@ func (g *Group) AskFacts(ctx context.Context) {
 // ask takes in what a token says of itself now. When it says nothing, what it said before
 // stands; that its call has failed is known to whoever looks after the member.
 func (g *Group) ask(ctx context.Context, h *handle) {
+	began := time.Now()
 	facts, err := h.Facts(ctx)
 	if err != nil {
 		g.cfg.Logger.Debug("member was asked for the facts of its token in vain", "group", g.cfg.Name, "member", h.Name(), "error", err)
@@ -50,7 +51,8 @@ func (g *Group) ask(ctx context.Context, h *handle) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if h.l.m.link == h.l {
+	if h.l.m.link == h.l && !began.Before(h.l.told) { // else somebody has asked later, and was answered first
+		h.l.told = began
 		before := h.l.m.token.Facts
 		h.l.m.token.Facts = facts
 		g.tellFactsLocked(h.l.m, before)

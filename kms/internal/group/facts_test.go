@@ -3,6 +3,7 @@ package group_test
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -201,5 +202,47 @@ func TestAskingForFactsNowWaitsForNobodyWhoHangs(t *testing.T) {
 		r.hsms["b"].thaw()
 		elapse(time.Second)
 		r.wantState("b", api.MemberActive)
+	})
+}
+
+// teller is a driver whose first answer is as old as its question when it comes.
+type teller struct {
+	group.Conn
+	late *atomic.Int64 // of the next answer, in nanoseconds
+}
+
+func (c teller) Facts(ctx context.Context) ([]pluginproto.Fact, error) {
+	late := time.Duration(c.late.Swap(0))
+	facts, err := c.Conn.Facts(ctx)
+	if late > 0 {
+		elapse(late)
+	}
+	return facts, err
+}
+
+func TestAnOlderAnswerDoesNotOverruleANewerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var late atomic.Int64
+		late.Store(int64(time.Second))
+		r := newRig(t, []string{"a"}, func(c *group.Config) {
+			connect := c.Members[0].Connect
+			c.Members[0].Connect = func(ctx context.Context) (group.Conn, pluginproto.TokenInfo, error) {
+				conn, token, err := connect(ctx)
+				return teller{conn, &late}, token, err
+			}
+		})
+		r.hsms["a"].tell(full)
+		r.start()
+		for late.Load() > 0 { // until the group asks by itself
+			elapse(10 * time.Millisecond)
+		}
+		elapse(time.Millisecond)
+		r.hsms["a"].tell(roomy)
+		r.AskFacts(t.Context())
+		elapse(5 * time.Second)
+		r.wantFacts("a warning storage: 97 % used !", "a mended storage: 40 % used")
+		if got := r.member("a").Token.Facts; !slices.Equal(got, []api.Fact{{Name: "storage", Value: "40 % used"}}) {
+			t.Errorf("status has %v", got)
+		}
 	})
 }

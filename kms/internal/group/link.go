@@ -108,7 +108,8 @@ type link struct {
 	probing  bool          // a probe is under way
 	bad      int           // probes in a row that failed
 	asking   bool          // the facts of its token are being asked for
-	asked    time.Time     // when they were last told
+	asked    time.Time     // when they were last told, or not
+	told     time.Time     // when those were asked for that are on show; zero: with the connection
 }
 
 // stint is the time from the moment a link is taken to be sound until it falls
