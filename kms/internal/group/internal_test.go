@@ -74,15 +74,17 @@ func TestCostsRankWhatKeepsATokenBusy(t *testing.T) {
 	}
 }
 
+// linked is a group of one member that is connected, which no goroutine moves.
+func linked(t *testing.T) (*Group, *member, *link) {
+	g, m := grid(t)
+	g.ctx = t.Context()
+	m.ctx = g.ctx
+	return g, m, g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+}
+
 func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.ctx = t.Context()
-		g.members[0].ctx = g.ctx
-		l := g.newLink(g.members[0], nil, pluginproto.TokenInfo{})
+		g, _, l := linked(t)
 		h := &handle{g: g, l: l, st: l.stint}
 		l.writes <- struct{}{} // an earlier call, given up by its caller
 		entered := make(chan error)
@@ -104,17 +106,11 @@ func TestAWriteWhoseTurnComesAfterTheStintIsNotBegun(t *testing.T) {
 // A link's context is over a moment before its stint's. Who looks in between is told why, too.
 func TestACallThatEndsWithItsLinkIsToldWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.ctx = t.Context()
-		g.members[0].ctx = g.ctx
-		l := g.newLink(g.members[0], nil, pluginproto.TokenInfo{})
+		g, _, l := linked(t)
 		ctx, end := context.WithCancelCause(t.Context()) // still runs when the link's is over
 		defer end(nil)
 		h := &handle{g: g, l: l, st: stint{ctx, end}}
-		_, err = call(t.Context(), h, errand[struct{}]{run: func(ctx context.Context) (struct{}, error) {
+		_, err := call(t.Context(), h, errand[struct{}]{run: func(ctx context.Context) (struct{}, error) {
 			l.cancel(errSilent)
 			return struct{}{}, ctx.Err()
 		}})
@@ -136,15 +132,7 @@ func TestAWatcherThatWasStoppedItselfBlamesNobody(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				g.ctx = t.Context()
-				g.members[0].ctx = g.ctx
-				m := g.members[0]
-				m.ctx = g.ctx
-				l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+				g, m, l := linked(t)
 				m.link, m.state, l.entered = l, api.MemberActive, true
 				l.probing, l.due = true, 1
 				l.looked, l.owes = time.Now().Add(-c.looked), time.Now().Add(-25*time.Second)
@@ -171,14 +159,7 @@ func TestACallIsNotBlamedForAStopOfThisProcess(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-				if err != nil {
-					t.Fatal(err)
-				}
-				g.ctx = t.Context()
-				m := g.members[0]
-				m.ctx = g.ctx
-				l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+				g, m, l := linked(t)
 				m.link, m.state, l.entered, l.probing, l.due = l, api.MemberActive, true, true, 1
 				h, call := &handle{g: g, l: l, st: l.stint}, &turn{}
 				g.mu.Lock()
@@ -206,14 +187,7 @@ type noConn struct{ Conn }
 // The watcher may wake the owner once more before the owner has come to look.
 func TestAMemberIsTakenToAnswerAgainOnceForEachAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, err := New(Config{Members: []MemberConfig{{Name: "a", Connect: connectNever}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.ctx = t.Context()
-		m := g.members[0]
-		m.ctx = g.ctx
-		l := g.newLink(m, noConn{}, pluginproto.TokenInfo{})
+		g, m, l := linked(t)
 		m.link, m.state, l.entered, l.stale = l, api.MemberProbing, true, false
 		l.stint.cancel(errSilent)
 		l.heard, l.silentAt = time.Now().Add(-time.Second), time.Now()
