@@ -2,6 +2,7 @@ package kms_test
 
 import (
 	"context"
+	"iter"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,34 +12,50 @@ import (
 	"kmsd/kms/catalog"
 )
 
-// interrupted is a store in which something happens after a record of a kind was read, and
-// before the reader gets it.
+// interrupted is a store in which something happens after a record of a kind was read, or
+// the kind was listed, and before the reader gets it.
 type interrupted struct {
 	catalog.Store
 
-	mu   sync.Mutex // guards what follows
-	kind catalog.Kind
-	do   func() // once; nil: nothing
+	mu     sync.Mutex // guards what follows
+	kind   catalog.Kind
+	listed bool   // what it is that happens after
+	do     func() // once; nil: nothing
 }
 
-func (s *interrupted) after(kind catalog.Kind, do func()) {
+func (s *interrupted) after(kind catalog.Kind, listed bool, do func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kind, s.do = kind, do
+	s.kind, s.listed, s.do = kind, listed, do
 }
 
-func (s *interrupted) Get(ctx context.Context, kind catalog.Kind, id string) (catalog.Record, error) {
-	r, err := s.Store.Get(ctx, kind, id)
+func (s *interrupted) read(kind catalog.Kind, listed bool) {
 	s.mu.Lock()
 	var do func()
-	if kind == s.kind {
+	if kind == s.kind && listed == s.listed {
 		do, s.do = s.do, nil
 	}
 	s.mu.Unlock()
 	if do != nil {
 		do()
 	}
+}
+
+func (s *interrupted) Get(ctx context.Context, kind catalog.Kind, id string) (catalog.Record, error) {
+	r, err := s.Store.Get(ctx, kind, id)
+	s.read(kind, false)
 	return r, err
+}
+
+func (s *interrupted) List(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) iter.Seq2[catalog.Record, error] {
+	return func(yield func(catalog.Record, error) bool) {
+		for r, err := range s.Store.List(ctx, kind, prefix, after, limit) {
+			if !yield(r, err) {
+				return
+			}
+		}
+		s.read(kind, true)
+	}
 }
 
 // Whoever has read the record just before a rekey moves it comes with an envelope under a
@@ -80,7 +97,7 @@ func TestReadDuringARekeyThatRetiresTheOldVersion(t *testing.T) {
 				}
 				r.put("shop", "1")
 				r.put("shop", "1")
-				store.after(c.kind, func() { c.meanwhile(r) })
+				store.after(c.kind, false, func() { c.meanwhile(r) })
 				k, err := r.NamedKey(t.Context(), "shop", "1", c.version)
 				if err != nil || k.Version != c.want || string(k.Plaintext) != string(secretOf("1", c.want)) {
 					t.Errorf("read version %d, %q, %v; want version %d", k.Version, k.Plaintext, err, c.want)

@@ -1,9 +1,6 @@
 package kms_test
 
 import (
-	"context"
-	"iter"
-	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -12,40 +9,6 @@ import (
 	"kmsd/kms/catalog"
 	"kmsd/pluginproto"
 )
-
-// browsed is a store in which something happens when somebody has just listed a kind.
-type browsed struct {
-	catalog.Store
-
-	mu   sync.Mutex // guards what follows
-	kind catalog.Kind
-	do   func() // once; nil: nothing
-}
-
-func (s *browsed) after(kind catalog.Kind, do func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.kind, s.do = kind, do
-}
-
-func (s *browsed) List(ctx context.Context, kind catalog.Kind, prefix, after string, limit int) iter.Seq2[catalog.Record, error] {
-	return func(yield func(catalog.Record, error) bool) {
-		for r, err := range s.Store.List(ctx, kind, prefix, after, limit) {
-			if !yield(r, err) {
-				return
-			}
-		}
-		s.mu.Lock()
-		var do func()
-		if kind == s.kind {
-			do, s.do = s.do, nil
-		}
-		s.mu.Unlock()
-		if do != nil {
-			do()
-		}
-	}
-}
 
 // busyOnce has the next call of a kind find no session.
 func (h *hsm) busyOnce(call memdriver.Call) {
@@ -58,7 +21,7 @@ func (h *hsm) busyOnce(call memdriver.Call) {
 func TestWhatIsLeftWhileTheJanitorIsAtWorkIsNotForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 3)
-		store := &browsed{Store: r.disk.Reopen()}
+		store := &interrupted{Store: r.disk.Reopen()}
 		r.mustStartOn(store)
 		defer r.stop()
 		r.create("shop")
@@ -71,7 +34,7 @@ func TestWhatIsLeftWhileTheJanitorIsAtWorkIsNotForgotten(t *testing.T) {
 			}
 		}
 		again := false
-		store.after(catalog.KindTombstone, func() { again = true; fail("second") })
+		store.after(catalog.KindTombstone, true, func() { again = true; fail("second") })
 		fail("first")
 		r.wantConsistent()
 		if !again {

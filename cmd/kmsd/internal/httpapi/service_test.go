@@ -216,7 +216,7 @@ func TestWaitIsForRequestsThatWereBrokenOff(t *testing.T) {
 		service := &apitest.Memory{Fail: func(ctx context.Context, _, _ string) error {
 			close(begun)
 			<-ctx.Done()
-			time.Sleep(time.Second) // an HSM that is told to stop
+			<-time.After(time.Second) // an HSM that is told to stop
 			return nil
 		}}
 		h, err := httpapi.New(httpapi.Config{Service: service, Auth: tokens{}, Audit: log})
